@@ -1,0 +1,33 @@
+"""The errors a user can mend: a wrong file, checkpoint, setting or run.
+
+Every message says three things in this order: what was wrong, where (file and row, tensor, flag), and
+what to do about it. The command line prints the message without a traceback and exits with code 2.
+Anything that is not a `CourseError` is a mistake in the package itself and keeps its traceback.
+"""
+
+EXIT_CODE = 2
+"""What the command line exits with after a `CourseError`."""
+
+
+class CourseError(Exception):
+    """A problem that the user can mend. Raise one of its subclasses."""
+
+
+class DataError(CourseError):
+    """A data set is missing, empty or malformed: the message names file, row and field."""
+
+
+class ModelError(CourseError):
+    """A model or tokenizer cannot be loaded or does not fit: unknown name, too short a context."""
+
+
+class CheckpointError(CourseError):
+    """A checkpoint is damaged, incomplete, of another shape, or cannot be written."""
+
+
+class TrainingError(CourseError):
+    """Training cannot go on: a loss or reward is NaN or infinite, or a reward function failed."""
+
+
+class ConfigError(CourseError):
+    """A setting is unknown, out of range, or contradicts another one."""
