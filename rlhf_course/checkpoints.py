@@ -1,0 +1,133 @@
+"""Hugging Face model directories: `config.json` beside `model.safetensors`, read and written.
+
+A directory written here loads with `transformers.AutoModel…from_pretrained`, and a directory or a hub
+name written by transformers is read here. Only safetensors and JSON are read: a pickled file
+can run code when it is opened, so `pytorch_model.bin` is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rlhf_course.errors import CheckpointError, ModelError
+
+# What a causal language model's directory may hold that is worth fetching from the hub.
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def resolve(name_or_dir: str | os.PathLike) -> Path:
+    """The local directory behind a directory path or a hub name (fetched, or from the cache).
+
+    Raises ModelError when it is neither, naming what was tried and what to set when offline.
+    """
+    path = Path(name_or_dir)
+    if path.is_dir():
+        return path
+    name = str(name_or_dir)
+    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"model {name!r}: no such directory. Give a directory with config.json and "
+            "model.safetensors, a hub name such as 'openai-community/gpt2', or a size."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+        why = "HF_HUB_OFFLINE is set" if offline else type(error).__name__
+        raise ModelError(
+            f"model {name!r}: neither a size, nor a local directory, nor in the hub's cache, and "
+            f"the hub could not serve it ({why}). Check the name, give a local directory, or set "
+            "HF_ENDPOINT to a mirror."
+        ) from error
+
+
+def read_config(directory: str | os.PathLike) -> dict:
+    """`config.json` of a model directory. Raises CheckpointError when missing or not JSON."""
+    path = Path(directory) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{directory}: no config.json, so this is not a model directory. "
+            "Give the directory that holds config.json and model.safetensors."
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}). Save the model again.") from None
+
+
+def read_tensors(directory: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """All tensors of a model directory, sharded (`model.safetensors.index.json`) or not."""
+    directory = Path(directory)
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        path = directory / name
+        if not path.exists():
+            pickled = sorted(p.name for p in directory.glob("*.bin"))
+            hint = f" ({', '.join(pickled)} is a pickle, which is not read)" if pickled else ""
+            raise CheckpointError(
+                f"{directory}: {name} is missing{hint}. Save the model with safetensors."
+            )
+        try:
+            tensors.update(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: damaged or cut short ({error}). Restore the file or save it again."
+            ) from None
+    return tensors
+
+
+def write_model(
+    directory: str | os.PathLike, config: dict, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Write `config.json` and `model.safetensors` into `directory` (made when missing)."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_into(module: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Copy `tensors` into `module`; every parameter must be there with its very shape.
+
+    Raises CheckpointError naming the missing, surplus and misshapen tensors: an unfilled parameter
+    would train on as random numbers and nobody would notice.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    surplus = sorted(tensors.keys() - own.keys())
+    misshapen = [
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & tensors.keys())
+        if tensors[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''} ({len(names)} in all)"
+        for what, names in (
+            ("missing", missing),
+            ("unknown", surplus),
+            ("wrong shape", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{where}: the tensors do not fit this model; {'; '.join(problems)}. "
+            "Use the checkpoint that belongs to this architecture and size."
+        )
+    module.load_state_dict(tensors)

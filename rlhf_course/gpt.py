@@ -1,0 +1,348 @@
+"""GPT-2 from scratch: the network, its loss, and sampling with a key-value cache.
+
+The architecture is that of Radford et al. 2019, "Language Models are Unsupervised Multitask
+Learners": learned positions, layer norm before each sub-layer, GELU, and an output head that is the
+token embedding once more ("tied"). A checkpoint of ours opens in transformers as
+`GPT2LMHeadModel` with the same logits, and the other way round.
+
+Sampling (`sample_token`, `generate`) stands in `sampling.py`, since it serves any model, and is
+re-exported here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlhf_course import checkpoints
+from rlhf_course.errors import CheckpointError, ModelError
+from rlhf_course.sampling import Generation, generate, sample_token
+
+__all__ = [
+    "GPT", "MLP", "Attention", "Block", "GPTConfig", "Generation", "KVCache",
+    "causal_attention", "generate", "next_token_loss", "sample_token",
+]  # fmt: skip
+
+
+@dataclass
+class GPTConfig:
+    """The shape of a GPT."""
+
+    vocab_size: int
+    """Number of tokens, V."""
+    context: int = 128
+    """Longest sequence in tokens: there is one learned vector for each position."""
+    layers: int = 3
+    """Number of blocks, L."""
+    heads: int = 4
+    """Attention heads in a block, H; the width of one head is width / heads."""
+    width: int = 128
+    """Width of the residual stream, D."""
+    dropout: float = 0.0
+    """Share of activations dropped in training. 0: with dropout on, the log-probs of the
+    rollout and of the update come from different networks, and PPO's ratio is not 1."""
+    layer_norm_eps: float = 1e-5
+    """Added to the variance inside layer norm."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ModelError(
+                f"width {self.width} is not a multiple of heads {self.heads}: "
+                "each head gets width / heads dimensions. Change one of the two."
+            )
+
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention in which a position sees itself and what came before.
+
+    softmax(q kᵀ / √d + mask) v, Vaswani et al. 2017, Eq. 1.
+
+    q: (B, H, T, d); k, v: (B, H, S, d), floating point. The T queries are the last T of the S
+    positions (S > T when a cache holds earlier keys).
+    attend: bool, broadcastable to (B, H, T, S), True where a query may look; it replaces the
+    causal rule, so it must contain it. None: causal.
+    Returns (B, H, T, d).
+    """
+    # BEGIN SOLUTION
+    if attend is None and 1 < q.shape[2] < k.shape[2]:
+        # torch's is_causal aligns the mask to the upper left; ours belongs to the lower right.
+        attend = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+        attend = attend.tril(k.shape[2] - q.shape[2])  # (T, S)
+    causal = attend is None and q.shape[2] > 1  # a single new token may look at everything
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=attend, dropout_p=dropout, is_causal=causal
+    )
+    # END SOLUTION
+
+
+class KVCache:
+    """Keys and values of the positions already read: (L, B, H, S, d) each, filled from the left.
+
+    Allocated once for the longest sequence, so that a step of generation writes one column
+    instead of copying the whole past.
+    """
+
+    def __init__(self, config: GPTConfig, batch: int, length: int, device, dtype=torch.float32):
+        shape = (config.layers, batch, config.heads, length, config.width // config.heads)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, H, T, d) behind what is there; returns all keys and values up to now."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        if layer == len(self.keys) - 1:  # the last layer of this pass: move on
+            self.length = end
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch (the others have finished)."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention with one projection for q, k and v."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.project = nn.Linear(config.width, config.width)
+
+    def forward(
+        self, x: Tensor, attend: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """x: (B, T, D) -> (B, T, D)."""
+        B, T, D = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.heads, D // self.heads)  # (B, T, 3, H, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 × (B, H, T, d)
+        # A CPU's bf16 attention kernel is several times slower than its fp32 one.
+        with torch.autocast(x.device.type, enabled=x.device.type != "cpu"):
+            if x.device.type == "cpu":
+                q, k, v = q.float(), k.float(), v.float()
+            if cache is not None:
+                k, v = cache.append(layer, k, v)  # (B, H, S, d)
+            out = causal_attention(q, k, v, attend, self.dropout if self.training else 0.0)
+        return self.project(out.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU (tanh form, as in GPT-2) between them; the width is 4 D."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.expand = nn.Linear(config.width, 4 * config.width)
+        self.contract = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, D) -> (B, T, D)."""
+        return self.contract(F.gelu(self.expand(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each behind a layer norm and added to the stream."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.norm_2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, attend: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """x: (B, T, D) -> (B, T, D). Pre-norm residual block, Radford et al. 2019, §2.3."""
+        # BEGIN SOLUTION
+        x = x + self.drop(self.attention(self.norm_1(x), attend, cache, layer))
+        return x + self.drop(self.mlp(self.norm_2(x)))
+        # END SOLUTION
+
+
+class GPT(nn.Module):
+    """A GPT-2 language model.
+
+    `compute_dtype` (None = fp32) is the dtype of the matrix products inside the blocks; parameters,
+    attention on a CPU, the final norm, and the logits stay in fp32.
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.width, self.context = config.width, config.context
+        self.vocab_size = config.vocab_size
+        self.compute_dtype: torch.dtype | None = None
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Embedding(config.context, config.width)
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """N(0, 0.02²) for every matrix, as in GPT-2; what writes into the residual stream is
+        scaled by 1/√(2L), so that the stream's variance does not grow with depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                into_stream = name.endswith(("project.weight", "contract.weight"))
+                std = 0.02 / math.sqrt(2 * self.config.layers) if into_stream else 0.02
+                nn.init.normal_(parameter, std=std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        attend: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """tokens: (B, T) long -> (B, T, D) after the final norm, fp32.
+
+        attend: see `causal_attention`; positions: (B, T) long, default 0 … T-1 (behind the cache).
+        Raises ModelError when the sequence is longer than the context.
+        """
+        start = 0 if cache is None else cache.length
+        T = tokens.shape[1]
+        if positions is None:
+            if start + T > self.context:
+                raise ModelError(
+                    f"a sequence of {start + T} tokens does not fit the context of {self.context}. "
+                    "Shorten prompt or answer, or train a model with a longer context."
+                )
+            positions = torch.arange(start, start + T, device=tokens.device)  # (T,)
+        x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, D)
+        x = self.drop(x)
+        low = self.compute_dtype is not None
+        with torch.autocast(x.device.type, dtype=self.compute_dtype or torch.bfloat16, enabled=low):
+            for layer, block in enumerate(self.blocks):
+                x = block(x, attend, cache, layer)
+        return self.final_norm(x.float())
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> logits (..., V) fp32, with the token embedding as the output matrix."""
+        return F.linear(hidden, self.token_embedding.weight)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        attend: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """tokens: (B, T) long -> logits (B, T, V) fp32."""
+        return self.unembed(self.hidden_states(tokens, attend, positions, cache))
+
+    def new_cache(self, batch: int, length: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `length` positions."""
+        device = self.token_embedding.weight.device
+        low = device.type != "cpu" and self.compute_dtype is not None
+        dtype = self.compute_dtype if low else torch.float32
+        return KVCache(self.config, batch, length, device, dtype)
+
+    # ---- Hugging Face's format -------------------------------------------------------------------
+
+    def to_huggingface(self) -> tuple[dict[str, Tensor], dict]:
+        """The weights under transformers' GPT-2 names, and the `config.json` that goes with them.
+
+        transformers keeps GPT-2's linear layers transposed (its `Conv1D`).
+        """
+        tensors = {}
+        for name, tensor in self.state_dict().items():
+            for ours, theirs in _NAMES:
+                name = name.replace(ours, theirs)
+            tensors["transformer." + name] = tensor.t() if _transposed(name) else tensor
+        c = self.config
+        config = dict(
+            model_type="gpt2", architectures=["GPT2LMHeadModel"], vocab_size=c.vocab_size,
+            n_positions=c.context, n_embd=c.width, n_layer=c.layers, n_head=c.heads,
+            embd_pdrop=c.dropout, attn_pdrop=c.dropout, resid_pdrop=c.dropout,
+            layer_norm_epsilon=c.layer_norm_eps, activation_function="gelu_new",
+            tie_word_embeddings=True, dtype="float32",
+        )  # fmt: skip
+        return tensors, config
+
+    @classmethod
+    def from_huggingface(cls, tensors: dict[str, Tensor], config: dict, where: str) -> GPT:
+        """The reverse of `to_huggingface`; `where` names the checkpoint in errors."""
+        if config.get("model_type") != "gpt2":
+            raise CheckpointError(
+                f"{where}: a checkpoint of type {config.get('model_type')!r}, not 'gpt2'. "
+                "Load it with rlhf_course.huggingface.load_language_model."
+            )
+        model = cls(
+            GPTConfig(
+                vocab_size=config["vocab_size"], context=config["n_positions"],
+                layers=config["n_layer"], heads=config["n_head"], width=config["n_embd"],
+                layer_norm_eps=config.get("layer_norm_epsilon", 1e-5),
+            )
+        )  # fmt: skip
+        ours: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            name = name.removeprefix("transformer.")
+            if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
+                continue  # the tied head, and constant masks that old checkpoints carry
+            tensor = tensor.t() if _transposed(name) else tensor
+            for mine, theirs in _NAMES:
+                name = name.replace(theirs, mine)
+            ours[name] = tensor.float()
+        checkpoints.load_into(model, ours, where)
+        return model
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write a directory that `AutoModelForCausalLM.from_pretrained` opens."""
+        tensors, config = self.to_huggingface()
+        checkpoints.write_model(directory, config, tensors)
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir: str | os.PathLike) -> GPT:
+        """Read a GPT-2 from a directory or a hub name. Dropout is 0 whatever the file says.
+
+        Raises ModelError (not found), CheckpointError (another architecture, missing tensors).
+        """
+        directory = checkpoints.resolve(name_or_dir)
+        tensors, config = checkpoints.read_tensors(directory), checkpoints.read_config(directory)
+        return cls.from_huggingface(tensors, config, str(name_or_dir))
+
+    def extra_repr(self) -> str:
+        """The configuration, for `print(model)`."""
+        return ", ".join(f"{k}={v}" for k, v in asdict(self.config).items())
+
+
+# Ours, transformers'. Order matters: "blocks." must be replaced before the parts inside a block.
+_NAMES = [
+    ("token_embedding", "wte"), ("position_embedding", "wpe"), ("final_norm", "ln_f"),
+    ("blocks.", "h."), ("norm_1", "ln_1"), ("norm_2", "ln_2"), ("attention.qkv", "attn.c_attn"),
+    ("attention.project", "attn.c_proj"), ("mlp.expand", "mlp.c_fc"),
+    ("mlp.contract", "mlp.c_proj"),
+]  # fmt: skip
+
+
+def _transposed(huggingface_name: str) -> bool:
+    return huggingface_name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, ignore: int = -100) -> Tensor:
+    """Mean negative log-likelihood in nats per token of each next token.
+
+    logits: (B, T, V) float; labels: (B, T) long, the tokens themselves: logits at position t are
+    asked for labels[:, t + 1]; where labels is `ignore` nothing is counted.
+    Returns a scalar; NaN-free even when nothing is counted (then 0).
+    """
+    # BEGIN SOLUTION
+    predicted, wanted = logits[:, :-1], labels[:, 1:]  # (B, T-1, V), (B, T-1)
+    total = F.cross_entropy(
+        predicted.flatten(0, 1), wanted.flatten(), ignore_index=ignore, reduction="sum"
+    )
+    return total / (wanted != ignore).sum().clamp(min=1)
+    # END SOLUTION
