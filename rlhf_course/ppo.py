@@ -1,0 +1,252 @@
+"""Chapter 05: proximal policy optimisation.
+
+An answer's advantages say which tokens did better than expected. PPO raises the probability of
+those and lowers the others', several times on the same answers, and stops each token once it has
+moved by the clip range. A critic learns what to expect; a controller holds the KL to the reference.
+
+Everything here is a pure function on tensors of shape (B, T-1), the action axis of chapter 04, or
+a controller of a few floats. A loss takes `denominator`, the count of valid tokens of the whole
+optimizer step, so that it does not depend on how the batch was cut up (see `mdp.token_mean`).
+Whatever a loss holds constant (old log-probabilities, advantages, returns) it detaches itself.
+
+Tested by `pytest tests/test_ppo.py`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup, all_reduce
+
+from rlhf_course.mdp import MAX_LOG_RATIO, kl_estimate, masked_sum, require_same_shape, token_mean
+
+# ------------------------------------------------------------------------- statistics over ranks
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """x in float64 and without gradient; on the CPU where the device has no float64 (Apple's)."""
+    return x.detach().to("cpu" if x.device.type == "mps" else x.device).double()
+
+
+def masked_moments(
+    x: Tensor, mask: Tensor, group: ProcessGroup | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean, population variance, count) of the valid entries over all ranks of `group`.
+
+    x float and mask bool of one shape -> three 0-dim float64 tensors; mean and variance are 0 where
+    the count is 0. group None is this process alone (not torch's "everybody"). Ranks may hold
+    different shapes and counts, none included, but all have to call.
+    Two passes, mean first: E[x^2] - E[x]^2 loses its digits when the mean is far from 0.
+    """
+    require_same_shape(mask, x=x)
+    x = in_float64(x)
+    mask = mask.to(x.device)
+
+    def total(values: Tensor) -> Tensor:
+        values = masked_sum(values, mask)
+        if group is not None:
+            all_reduce(values, group=group)  # sums, never means: ranks hold unequal counts
+        return values
+
+    count = total(torch.ones_like(x))
+    mean = total(x) / count.clamp(min=1)
+    variance = total((x - mean).square()) / count.clamp(min=1)
+    return mean, variance, count
+
+
+def whiten(
+    x: Tensor,
+    mask: Tensor,
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps), with the moments of all valid entries of all ranks.
+
+    x (B, T-1) float, mask (B, T-1) bool -> (B, T-1), 0 outside the mask, no gradient. Call it once
+    for a rollout batch, not for each row or micro-batch: what is normalised away there is the very
+    difference between good and bad answers. The variance is the population's, defined for n = 1.
+    shift_mean=False adds the mean back (for rewards, whose sign must survive).
+    """
+    mean, variance, _ = masked_moments(x, mask, group)
+    whitened = (in_float64(x) - mean) * torch.rsqrt(variance + eps)
+    if not shift_mean:
+        whitened = whitened + mean
+    return torch.where(mask, whitened.to(x.dtype).to(x.device), 0.0)
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+    weights: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate (Schulman et al. 2017, Eq. 7), to be minimised:
+
+        rho = pi_new / pi_old,   L = -(1/N) sum min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
+
+    All tensors (B, T-1), mask bool -> (0-dim loss, stats). The minimum is pessimistic: a token may
+    always be pulled back, but gains nothing by moving on beyond the clip. What that leaves open is
+    A < 0 with a large rho; `dual_clip` c > 1 bounds it by c A (Ye et al. 2020).
+    `weights` (B, T-1) multiply each token's term (`mdp.importance_weights`).
+
+    stats, detached: `clipfrac` (share of tokens the clip changed), `kl_k1` and `kl_k3` (estimates
+    of KL(old || new), nats per token), `ratio_mean`, `ratio_max`. Divided by the same denominator,
+    they add up over micro-batches as the loss does; `ratio_max` is combined by max.
+    """
+    require_same_shape(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    old_logprobs, advantages = old_logprobs.detach(), advantages.detach()
+    # Masked before the exponential: what stands on a pad must not become inf, whose gradient is
+    # NaN even when it is multiplied by 0. Clamped for the same reason on the valid tokens.
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
+    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    objective = torch.minimum(unclipped, clipped)
+    if dual_clip is not None:
+        bounded = torch.maximum(objective, dual_clip * advantages)
+        objective = torch.where(advantages < 0, bounded, objective)
+    if weights is not None:
+        require_same_shape(mask, weights=weights)
+        objective = objective * weights.detach()
+    loss = -token_mean(objective, mask, denominator)
+
+    with torch.no_grad():
+        still = torch.zeros_like(log_ratio)
+        each = {
+            "clipfrac": (clipped < unclipped).to(ratio.dtype),
+            "kl_k1": kl_estimate(still, log_ratio, "k1"),  # log pi_old - log pi_new = 0 - log rho
+            "kl_k3": kl_estimate(still, log_ratio, "k3"),
+            "ratio_mean": ratio,
+        }
+        stats = {name: token_mean(x, mask, denominator) for name, x in each.items()}
+        stats["ratio_max"] = torch.where(mask, ratio, 0.0).max()
+    return loss, stats
+
+
+def sequence_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same surrogate where the whole answer is one action: rho = exp(sum of log-ratios).
+
+    logprobs, old_logprobs (B, T-1), advantages (B,), mask (B, T-1) bool -> (0-dim loss, stats).
+    Clipped once an answer, so one token that moved far stops its whole answer. `denominator` counts
+    sequences; the stats are those of `policy_loss`, per sequence.
+    """
+    require_same_shape(mask, logprobs=logprobs, old_logprobs=old_logprobs)
+    log_ratio = masked_sum(logprobs - old_logprobs.detach(), mask, dim=1)  # (B,)
+    start, answers = torch.zeros_like(log_ratio), mask.any(dim=1)  # (B,), (B,)
+    clips = {"clip_low": clip_low, "clip_high": clip_high}
+    return policy_loss(log_ratio, start, advantages, answers, denominator=denominator, **clips)
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip: float | None = 0.2,
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The critic's loss, clipped around its value at the rollout (Ziegler et al. 2019's code):
+
+        L = 0.5 (1/N) sum max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2)
+
+    All tensors (B, T-1), or (B,) for one value a sequence; mask bool -> (0-dim loss, stats).
+    clip None is the plain squared error. stats, detached: `clipfrac`, `error` (mean squared, adds
+    up over micro-batches like the loss), `explained_variance` (of this batch alone).
+    """
+    require_same_shape(mask, values=values, old_values=old_values, returns=returns)
+    # Pads become 0 before they are squared: the gradient of NaN^2 is NaN even where it is not used.
+    values, old_values, returns = (
+        torch.where(mask, x, 0.0) for x in (values, old_values.detach(), returns.detach())
+    )
+    error = (values - returns).square()
+    worst = error
+    if clip is not None:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        worst = torch.maximum(error, (near - returns).square())
+    loss = 0.5 * token_mean(worst, mask, denominator)
+
+    with torch.no_grad():
+        stats = {
+            "clipfrac": token_mean((worst > error).to(error.dtype), mask, denominator),
+            "error": token_mean(error, mask, denominator),
+            "explained_variance": explained_variance(values, returns, mask),
+        }
+    return loss, stats
+
+
+@torch.no_grad()
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - E[(R - V)^2] / Var[R] over valid entries, 0-dim: 1 is a perfect critic, 0 one that knows
+    the mean alone, below 0 worse than that. It is 0 where the returns do not vary."""
+    _, variance, _ = masked_moments(returns, mask)
+    error, _, _ = masked_moments((returns - values).square(), mask)
+    return torch.where(variance > 0, 1 - error / variance, 0.0)
+
+
+# ------------------------------------------------------------------------------ the price of KL
+
+
+class FixedKLController:
+    """A KL coefficient that never changes, with the interface of `AdaptiveKLController`."""
+
+    def __init__(self, kl_coef: float):
+        self.value = kl_coef
+
+    def update(self, kl: float, episodes: int) -> float:
+        return self.value
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value = state["value"]
+
+
+class AdaptiveKLController(FixedKLController):
+    """Raise the KL's price while the policy is too far from the reference, lower it while too near.
+
+    Ziegler et al. 2019, section 2.2: e = clip(KL / target - 1, -0.2, 0.2), then
+    value <- value * (1 + e * episodes / horizon). `target` is in nats per SEQUENCE: 6 nats an
+    answer are not 6 nats a token. `horizon` is in episodes; the paper's K_beta = 0.1 is batches of
+    1024 at a horizon of 10000. A long time below target winds the price down towards 0, from where
+    it needs as long to recover: `floor` stops it earlier (0 is Ziegler's form exactly).
+    """
+
+    def __init__(self, kl_coef: float, target: float, horizon: float = 10000, floor: float = 0.0):
+        if kl_coef <= 0 or target <= 0 or horizon <= 0:
+            raise ValueError("kl_coef, target and horizon must be positive")
+        super().__init__(kl_coef)
+        self.target, self.horizon, self.floor = target, horizon, floor
+
+    def update(self, kl: float, episodes: int) -> float:
+        """The price for the next rollout batch. Call once a batch, after its rewards were computed.
+
+        kl: mean over the batch of the KL summed over each sequence (k1, nats); episodes: the number
+        of sequences over all ranks. Raises ValueError where kl is not finite, or where a batch is
+        so large beside the horizon that the price could turn negative.
+        """
+        if not math.isfinite(kl):
+            raise ValueError(f"the KL is {kl}: the coefficient stays at {self.value}")
+        if 0.2 * episodes >= self.horizon:
+            raise ValueError(f"horizon {self.horizon} is too short for {episodes} episodes a batch")
+        # Clipped before it is scaled: one wild batch counts no more than one that is 20 % off.
+        error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
+        self.value = max(self.value * (1 + error * episodes / self.horizon), self.floor)
+        return self.value
