@@ -13,12 +13,22 @@ Tested by `pytest tests/test_ppo.py`.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup, all_reduce
 
-from rlhf_course.mdp import MAX_LOG_RATIO, kl_estimate, masked_sum, require_same_shape, token_mean
+from rlhf_course.errors import check_finite
+from rlhf_course.mdp import (
+    MAX_LOG_RATIO,
+    chunked_logprobs,
+    kl_estimate,
+    masked_sum,
+    require_same_shape,
+    token_mean,
+)
 
 # ------------------------------------------------------------------------- statistics over ranks
 
@@ -250,3 +260,160 @@ class AdaptiveKLController(FixedKLController):
         error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
         self.value = max(self.value * (1 + error * episodes / self.horizon), self.floor)
         return self.value
+
+
+# ------------------------------------------------------------------------------------- one update
+
+
+@dataclass
+class Rollout:
+    """Answers, and what is held constant about them while the policy is updated."""
+
+    tokens: Tensor
+    """(B, T) long: prompt and answer, right-padded."""
+    mask: Tensor
+    """(B, T-1) bool: the actions."""
+    logprobs: Tensor
+    """(B, T-1): of the policy that answered, at the rollout's temperature."""
+    advantages: Tensor
+    """(B, T-1)."""
+    values: Tensor
+    """(B, T-1): the critic's before the update."""
+    returns: Tensor
+    """(B, T-1): the critic's targets."""
+    value_mask: Tensor
+    """(B, T-1) bool: where the critic is trained: every action, or only the first (one value a
+    sequence)."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, rows: Tensor) -> "Rollout":
+        """These rows as a new rollout; columns in which all of them are padded are cut off."""
+        last = int(self.mask[rows].any(dim=0).nonzero().max()) + 1
+        parts = {f.name: getattr(self, f.name)[rows, :last] for f in fields(self)}
+        parts["tokens"] = self.tokens[rows, : last + 1]
+        return Rollout(**parts)
+
+    def micro_batches(self, size: int | None) -> Iterator["Rollout"]:
+        """Slices of at most `size` rows, in order (None: everything at once)."""
+        for rows in torch.arange(len(self)).split(size or len(self)):
+            yield self.select(rows)
+
+
+@dataclass
+class PPOSettings:
+    """How one update is made."""
+
+    clip_low: float = 0.2
+    """The ratio may fall to 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio may rise to 1 + clip_high."""
+    dual_clip: float | None = None
+    """Bound of the loss for A < 0, in multiples of A (Ye et al. 2020 use 3); None: none."""
+    value_clip: float | None = 0.2
+    """Range of the critic around its value at the rollout; None: no clipping."""
+    sequence_ratio: bool = False
+    """One ratio for the whole answer instead of one a token."""
+    entropy_coef: float = 0.0
+    """Weight of the mean token entropy, added to the objective."""
+    temperature: float = 1.0
+    """Divides the logits, as it did when the answers were sampled."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened to it."""
+    micro_batch_size: int | None = None
+    """Rows a forward pass; changes memory, not the result."""
+
+
+def action_logprobs(
+    model: nn.Module, tokens: Tensor, mask: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy of each action, in nats: two (B, T-1), 0 outside the mask.
+
+    tokens (B, T) long, mask (B, T-1) bool. Logits are computed at the actions alone: the prompt's
+    and the pads' would be most of the work and are not needed.
+    """
+    hidden = model.hidden_states(tokens)[:, :-1][mask]  # (N, D), N actions of all rows
+    chosen, entropy = chunked_logprobs(hidden, model.unembed, tokens[:, 1:][mask], temperature)
+    zeros = torch.zeros(mask.shape, dtype=chosen.dtype, device=mask.device)
+    return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
+
+
+def policy_backward(policy: nn.Module, batch: Rollout, settings: PPOSettings) -> dict[str, float]:
+    """Add the gradient of the policy's loss over `batch`, micro-batch by micro-batch."""
+    tokens, answers = batch.mask.sum(), batch.mask.any(dim=1).sum()
+    sums: dict[str, float] = {}
+    for part in batch.micro_batches(settings.micro_batch_size):
+        logprobs, entropy = action_logprobs(policy, part.tokens, part.mask, settings.temperature)
+        clips = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
+        if settings.sequence_ratio:
+            first = part.mask.int().argmax(dim=1, keepdim=True)  # (B, 1)
+            shared = part.advantages.gather(1, first)[:, 0]  # (B,): the same at every token
+            loss, stats = sequence_policy_loss(
+                logprobs, part.logprobs, shared, part.mask, **clips, denominator=answers
+            )
+        else:
+            loss, stats = policy_loss(
+                logprobs, part.logprobs, part.advantages, part.mask, **clips,
+                dual_clip=settings.dual_clip, denominator=tokens,
+            )  # fmt: skip
+        mean_entropy = token_mean(entropy, part.mask, tokens)
+        total = loss - settings.entropy_coef * mean_entropy
+        total.backward()
+        moved = (logprobs.detach() - part.logprobs)[part.mask].abs().max()
+        largest = {"ratio_max": stats.pop("ratio_max"), "log_ratio_max": moved}
+        for name, value in {"policy_loss": loss, "entropy": mean_entropy, **stats}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        for name, value in largest.items():
+            sums[name] = max(sums.get(name, 0.0), float(value))
+    return sums
+
+
+def critic_backward(
+    critic: nn.Module, batch: Rollout, settings: PPOSettings, normalize: Callable | None = None
+) -> dict[str, float]:
+    """Add the gradient of the critic's loss. normalize: PopArt's, when the head is normalised."""
+    normalize = normalize or (lambda x: x)
+    count, sums = batch.value_mask.sum(), {"value_loss": 0.0, "value_clipfrac": 0.0}
+    for part in batch.micro_batches(settings.micro_batch_size):
+        loss, stats = value_loss(
+            critic.token_scores(part.tokens)[:, :-1], normalize(part.values),
+            normalize(part.returns), part.value_mask, settings.value_clip, count,
+        )  # fmt: skip
+        loss.backward()
+        sums["value_loss"] += float(loss)
+        sums["value_clipfrac"] += float(stats["clipfrac"])
+    return sums
+
+
+def ppo_step(
+    policy: nn.Module,
+    critic: nn.Module,
+    batch: Rollout,
+    policy_optimizer: torch.optim.Optimizer,
+    critic_optimizer: torch.optim.Optimizer,
+    settings: PPOSettings,
+    more_policy_gradient: Callable[[], dict[str, float]] | None = None,
+    normalize: Callable | None = None,
+) -> dict[str, float]:
+    """One update of policy and critic on a minibatch; returns the diagnostics as floats.
+
+    more_policy_gradient: called after PPO's backward pass to add to the same gradients before the
+    step (PPO-ptx does); its returned terms join the diagnostics.
+    Raises TrainingError, before anything is updated, when a loss or a gradient is not finite.
+    """
+    # BEGIN SOLUTION
+    policy_optimizer.zero_grad(set_to_none=True)
+    critic_optimizer.zero_grad(set_to_none=True)
+    stats = policy_backward(policy, batch, settings)
+    if more_policy_gradient is not None:
+        stats.update(more_policy_gradient())
+    stats.update(critic_backward(critic, batch, settings, normalize))
+    clip = nn.utils.clip_grad_norm_
+    stats["policy_grad_norm"] = float(clip(policy.parameters(), settings.max_grad_norm))
+    stats["value_grad_norm"] = float(clip(critic.parameters(), settings.max_grad_norm))
+    check_finite(stats, "PPO update")
+    policy_optimizer.step()
+    critic_optimizer.step()
+    return stats
+    # END SOLUTION

@@ -18,13 +18,15 @@ Tested by `pytest tests/test_ppo_ptx.py`.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from rlhf_course.mdp import masked_sum, require_same_shape, token_mean
-from rlhf_course.ppo import masked_moments
+from rlhf_course.mdp import chunked_logprobs, masked_sum, require_same_shape, token_mean
+from rlhf_course.ppo import PPOSettings, Rollout, masked_moments, ppo_step
 
 
 def ptx_loss(
@@ -202,3 +204,63 @@ class PopArt:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.moments.load_state_dict(state)
+
+
+# ------------------------------------------------------------------------------------- one update
+
+
+@dataclass
+class PTXSettings:
+    """How the pretraining gradient is mixed in."""
+
+    coef: float = 0.1
+    """gamma: weight of the pretraining loss beside PPO's."""
+    reduction: str = "token_mean"
+    """"token_mean" or "seq_sum"; see `ptx_loss`."""
+
+
+def ptx_backward(policy: nn.Module, rows: Tensor, settings: PTXSettings) -> dict[str, float]:
+    """Add gamma times the gradient of the pretraining loss. rows: (B, T) long, corpus tokens."""
+    hidden = policy.hidden_states(rows)[:, :-1].flatten(0, 1)  # (B (T-1), D)
+    logprobs, _ = chunked_logprobs(hidden, policy.unembed, rows[:, 1:].flatten())
+    nll = -logprobs.view(len(rows), -1)  # (B, T-1)
+    loss = ptx_loss(nll, torch.ones_like(nll, dtype=torch.bool), settings.reduction)
+    (settings.coef * loss).backward()
+    return {"ptx_loss": float(loss)}
+
+
+def ppo_ptx_step(
+    policy: nn.Module,
+    critic: nn.Module,
+    batch: Rollout,
+    rows: Tensor | None,
+    policy_optimizer: torch.optim.Optimizer,
+    critic_optimizer: torch.optim.Optimizer,
+    settings: PPOSettings,
+    ptx: PTXSettings,
+    normalize: Callable | None = None,
+    measure: bool = False,
+) -> dict[str, float]:
+    """`ppo_step` with the pretraining gradient accumulated into the same buffers.
+
+    As in InstructGPT, App. C.4: both gradients are computed one after the other, the second is
+    multiplied by gamma, and one optimiser step is made. rows: (B, T) corpus tokens; None: plain PPO.
+    measure: also return both gradients' norms before clipping (`grad_norm_ppo`, `grad_norm_ptx`,
+    gamma included), at the price of a copy of the gradients.
+    """
+
+    def add_pretraining_gradient() -> dict[str, float]:
+        parameters = [p for p in policy.parameters() if p.grad is not None]
+        before = [p.grad.clone() for p in parameters] if measure else []
+        stats = ptx_backward(policy, rows, ptx)
+        if measure:
+            norm = nn.utils.get_total_norm
+            stats["grad_norm_ppo"] = float(norm(before))
+            added = [p.grad - b for p, b in zip(parameters, before, strict=True)]
+            stats["grad_norm_ptx"] = float(norm(added))
+        return stats
+
+    more = add_pretraining_gradient if rows is not None else None
+    return ppo_step(
+        policy, critic, batch, policy_optimizer, critic_optimizer, settings, more, normalize
+    )

@@ -21,10 +21,14 @@ class Bar:
         self._progress = None
         if console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[metrics]}"),
-                console=console, transient=False,
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[metrics]}"),
+                console=console,
+            )
             self._task = self._progress.add_task(label, total=total, metrics="")
 
     def start(self, done: int = 0) -> None:

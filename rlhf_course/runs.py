@@ -142,6 +142,8 @@ class Run:
         self._stop = False
         if overwrite and (self.path / "config.json").exists():
             shutil.rmtree(self.path)  # only ever a folder that is a run
+        for part in (*self.path.glob(".*.part-*"), *self.path.glob("checkpoints/.*.part-*")):
+            shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed while writing
         config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read
         if (self.path / "config.json").exists():
             self._same_config(config)
@@ -161,7 +163,8 @@ class Run:
         ]
         if different:
             raise ConfigError(
-                f"{self.path}: holds a run with another configuration ({'; '.join(different[:4])}). "
+                f"{self.path}: holds a run with another configuration "
+                f"({'; '.join(different[:4])}). "
                 "Choose another --out, or replace it with --overwrite."
             )
 

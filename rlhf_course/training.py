@@ -1,4 +1,4 @@
-"""What every training stage shares: seeds, optimiser, learning-rate schedules, the finite check.
+"""What every training stage shares: seeds, optimiser, learning-rate schedules.
 
 Nothing here knows what is trained. The run folder (checkpoints, metrics, progress) is `runs.py`.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from rlhf_course.errors import ConfigError, TrainingError
+from rlhf_course.errors import ConfigError
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -117,21 +117,3 @@ def gradient_norm(parameters: Iterable[Tensor]) -> float:
     """Euclidean norm of all gradients together; 0 when there is none."""
     grads = [p.grad for p in parameters if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-
-
-def check_finite(terms: Mapping[str, float | Tensor], where: str) -> None:
-    """Raise TrainingError naming every term that is NaN or infinite.
-
-    Called before the optimiser steps, so the weights are still good.
-    """
-    bad = []
-    for name, value in terms.items():
-        finite = bool(torch.isfinite(torch.as_tensor(value)).all())
-        if not finite:
-            bad.append(name)
-    if bad:
-        raise TrainingError(
-            f"{where}: {', '.join(bad)} is NaN or infinite. Nothing was updated in this step, and "
-            "the last checkpoint is good: start the same command again to go on from it, with a "
-            "lower learning rate (--lr) or gradient clipping (--max-grad-norm)."
-        )
