@@ -1,7 +1,7 @@
 """Hugging Face model directories: `config.json` beside `model.safetensors`, read and written.
 
-A directory written here loads with `transformers.AutoModel…from_pretrained`, and a directory or a hub
-name written by transformers is read here. Only safetensors and JSON are read: a pickled file
+A directory written here loads with `transformers.AutoModel…from_pretrained`, and one written by
+transformers, or fetched from the hub, is read here. Only safetensors and JSON are read: a pickle
 can run code when it is opened, so `pytorch_model.bin` is refused.
 """
 
@@ -100,6 +100,15 @@ def write_model(
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True)
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_tokenizer(directory: str | os.PathLike, tokenizer) -> dict[str, int | None]:
+    """Save the tokenizer beside a model; returns the special ids that belong into config.json."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(directory)
+    return {
+        key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:

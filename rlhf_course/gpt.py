@@ -263,13 +263,14 @@ class GPT(nn.Module):
                 name = name.replace(ours, theirs)
             tensors["transformer." + name] = tensor.t() if _transposed(name) else tensor
         c = self.config
-        config = dict(
-            model_type="gpt2", architectures=["GPT2LMHeadModel"], vocab_size=c.vocab_size,
-            n_positions=c.context, n_embd=c.width, n_layer=c.layers, n_head=c.heads,
-            embd_pdrop=c.dropout, attn_pdrop=c.dropout, resid_pdrop=c.dropout,
-            layer_norm_epsilon=c.layer_norm_eps, activation_function="gelu_new",
-            tie_word_embeddings=True, dtype="float32",
-        )  # fmt: skip
+        config = {
+            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size,
+            "n_positions": c.context, "n_embd": c.width, "n_layer": c.layers, "n_head": c.heads,
+            "embd_pdrop": c.dropout, "attn_pdrop": c.dropout, "resid_pdrop": c.dropout,
+            "layer_norm_epsilon": c.layer_norm_eps, "activation_function": "gelu_new",
+            "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True,
+            "dtype": "float32",
+        }  # fmt: skip
         return tensors, config
 
     @classmethod
@@ -299,9 +300,11 @@ class GPT(nn.Module):
         checkpoints.load_into(model, ours, where)
         return model
 
-    def save_pretrained(self, directory: str | os.PathLike) -> None:
+    def save_pretrained(self, directory: str | os.PathLike, tokenizer=None) -> None:
         """Write a directory that `AutoModelForCausalLM.from_pretrained` opens."""
         tensors, config = self.to_huggingface()
+        if tokenizer is not None:
+            config |= checkpoints.write_tokenizer(directory, tokenizer)
         checkpoints.write_model(directory, config, tensors)
 
     @classmethod

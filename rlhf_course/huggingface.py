@@ -113,8 +113,10 @@ class HuggingFaceLM(nn.Module):
         """An empty cache; it grows by itself."""
         return HuggingFaceCache()
 
-    def save_pretrained(self, directory: str | os.PathLike) -> None:
+    def save_pretrained(self, directory: str | os.PathLike, tokenizer=None) -> None:
         """Write a directory that `AutoModelForCausalLM.from_pretrained` opens."""
+        if tokenizer is not None:
+            checkpoints.write_tokenizer(directory, tokenizer)
         self.model.save_pretrained(directory, safe_serialization=True)
 
 

@@ -13,22 +13,15 @@ Tested by `pytest tests/test_ppo.py`.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, all_reduce
 
 from rlhf_course.errors import check_finite
-from rlhf_course.mdp import (
-    MAX_LOG_RATIO,
-    chunked_logprobs,
-    kl_estimate,
-    masked_sum,
-    require_same_shape,
-    token_mean,
-)
+from rlhf_course.mdp import MAX_LOG_RATIO, kl_estimate, masked_sum, require_same_shape, token_mean
+from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs
 
 # ------------------------------------------------------------------------- statistics over ranks
 
@@ -263,80 +256,6 @@ class AdaptiveKLController(FixedKLController):
 
 
 # ------------------------------------------------------------------------------------- one update
-
-
-@dataclass
-class Rollout:
-    """Answers, and what is held constant about them while the policy is updated."""
-
-    tokens: Tensor
-    """(B, T) long: prompt and answer, right-padded."""
-    mask: Tensor
-    """(B, T-1) bool: the actions."""
-    logprobs: Tensor
-    """(B, T-1): of the policy that answered, at the rollout's temperature."""
-    advantages: Tensor
-    """(B, T-1)."""
-    values: Tensor
-    """(B, T-1): the critic's before the update."""
-    returns: Tensor
-    """(B, T-1): the critic's targets."""
-    value_mask: Tensor
-    """(B, T-1) bool: where the critic is trained: every action, or only the first (one value a
-    sequence)."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def select(self, rows: Tensor) -> "Rollout":
-        """These rows as a new rollout; columns in which all of them are padded are cut off."""
-        last = int(self.mask[rows].any(dim=0).nonzero().max()) + 1
-        parts = {f.name: getattr(self, f.name)[rows, :last] for f in fields(self)}
-        parts["tokens"] = self.tokens[rows, : last + 1]
-        return Rollout(**parts)
-
-    def micro_batches(self, size: int | None) -> Iterator["Rollout"]:
-        """Slices of at most `size` rows, in order (None: everything at once)."""
-        for rows in torch.arange(len(self)).split(size or len(self)):
-            yield self.select(rows)
-
-
-@dataclass
-class PPOSettings:
-    """How one update is made."""
-
-    clip_low: float = 0.2
-    """The ratio may fall to 1 - clip_low."""
-    clip_high: float = 0.2
-    """The ratio may rise to 1 + clip_high."""
-    dual_clip: float | None = None
-    """Bound of the loss for A < 0, in multiples of A (Ye et al. 2020 use 3); None: none."""
-    value_clip: float | None = 0.2
-    """Range of the critic around its value at the rollout; None: no clipping."""
-    sequence_ratio: bool = False
-    """One ratio for the whole answer instead of one a token."""
-    entropy_coef: float = 0.0
-    """Weight of the mean token entropy, added to the objective."""
-    temperature: float = 1.0
-    """Divides the logits, as it did when the answers were sampled."""
-    max_grad_norm: float = 1.0
-    """Gradients longer than this are shortened to it."""
-    micro_batch_size: int | None = None
-    """Rows a forward pass; changes memory, not the result."""
-
-
-def action_logprobs(
-    model: nn.Module, tokens: Tensor, mask: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of each action, in nats: two (B, T-1), 0 outside the mask.
-
-    tokens (B, T) long, mask (B, T-1) bool. Logits are computed at the actions alone: the prompt's
-    and the pads' would be most of the work and are not needed.
-    """
-    hidden = model.hidden_states(tokens)[:, :-1][mask]  # (N, D), N actions of all rows
-    chosen, entropy = chunked_logprobs(hidden, model.unembed, tokens[:, 1:][mask], temperature)
-    zeros = torch.zeros(mask.shape, dtype=chosen.dtype, device=mask.device)
-    return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
 
 
 def policy_backward(policy: nn.Module, batch: Rollout, settings: PPOSettings) -> dict[str, float]:

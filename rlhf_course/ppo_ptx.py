@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from rlhf_course.mdp import chunked_logprobs, masked_sum, require_same_shape, token_mean
-from rlhf_course.ppo import PPOSettings, Rollout, masked_moments, ppo_step
+from rlhf_course.ppo import masked_moments, ppo_step
+from rlhf_course.rollout import PPOSettings, Rollout
 
 
 def ptx_loss(
@@ -244,7 +245,7 @@ def ppo_ptx_step(
     """`ppo_step` with the pretraining gradient accumulated into the same buffers.
 
     As in InstructGPT, App. C.4: both gradients are computed one after the other, the second is
-    multiplied by gamma, and one optimiser step is made. rows: (B, T) corpus tokens; None: plain PPO.
+    multiplied by gamma, and one optimiser step is made. rows: (B, T) corpus tokens; None: PPO.
     measure: also return both gradients' norms before clipping (`grad_norm_ppo`, `grad_norm_ptx`,
     gamma included), at the price of a copy of the gradients.
     """
