@@ -14,8 +14,8 @@ from rlhf_course.world.base import (
     Demonstration,
     Prompt,
     World,
-    plackett_luce,
 )
+from rlhf_course.world.labeler import plackett_luce
 from rlhf_course.world.reviews import Reviews
 from rlhf_course.world.town import Town
 

@@ -24,6 +24,9 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from rlhf_course.errors import ConfigError
+from rlhf_course.world.export import write_folder
+from rlhf_course.world.labeler import plackett_luce, sigmoid
+from rlhf_course.world.tokenizer import train_tokenizer
 
 PURPOSES = ("demonstrations", "comparisons", "ppo", "validation", "evaluation")
 
@@ -60,35 +63,10 @@ class Comparison:
     utilities: tuple[float, ...]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """All K(K-1)/2 pairs (chosen, rejected)."""
+        """All K(K-1)/2 pairs (chosen, rejected), as texts: whether they finished is lost."""
         for i, chosen in enumerate(self.responses):
             for rejected in self.responses[i + 1 :]:
                 yield chosen, rejected
-
-
-def plackett_luce(utilities: Sequence[float], gain: float, rng: random.Random) -> list[int]:
-    """Draw an order, best first, from the Plackett-Luce distribution with scores gain * utility.
-
-    Sorting by score plus standard Gumbel noise is such a draw (Yellott 1977), and any two
-    items alone are then in Bradley-Terry order: P(i before j) = sigmoid(gain * (u_i - u_j)).
-
-    Args:
-        utilities: K numbers.
-        gain: how sharply the labeler sees; 0 is a coin, large is the true order.
-        rng: the source of noise; takes K draws.
-
-    Returns:
-        The K indices, best first.
-    """
-    # 1 - random() lies in (0, 1], and -log of it in [0, 37): the tiny number keeps log defined.
-    noise = [-math.log(-math.log(1.0 - rng.random()) + 1e-300) for _ in utilities]
-    keys = [gain * u + g for u, g in zip(utilities, noise, strict=True)]
-    return sorted(range(len(keys)), key=lambda i: -keys[i])
-
-
-def sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x)) without overflow."""
-    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else 1.0 - 1.0 / (1.0 + math.exp(x))
 
 
 def split_words(text: str) -> list[str]:
@@ -203,13 +181,14 @@ class World(ABC):
     @cached_property
     def tokenizer(self):
         """A Hugging Face fast tokenizer in which every word of this world is one token."""
-        from rlhf_course.world.tokenizer import train_tokenizer
-
         return train_tokenizer(self.texts())
 
     def texts(self) -> Iterator[str]:
-        """Everything the tokenizer is trained on: corpus, demonstrations, lexicon."""
-        yield from self.documents("train")
+        """What the tokenizer is trained on: corpus, demonstrations, lexicon.
+
+        No more than 12000 documents: merges depend on frequencies, which those settle.
+        """
+        yield from self.documents("train")[:12000]
         for demonstration in self.demonstrations():
             yield demonstration.prompt.text
             yield demonstration.response
@@ -289,7 +268,7 @@ class World(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Sizes, counts and one example of everything, ready for JSON."""
-        demonstrations, test = self.demonstrations(), self.evaluation_prompts()
+        documents, demonstrations = self.documents(), self.demonstrations()
         comparison = self.comparisons(1)[0]
         return {
             "name": self.name,
@@ -297,21 +276,63 @@ class World(ABC):
             "seed": self.seed,
             "vocabulary": len(self.tokenizer),
             "words": len(self.words()),
-            "documents": {s: len(self.documents(s)) for s in ("train", "validation")},
+            "documents": {"train": len(documents), "validation": len(self.documents("validation"))},
             "demonstrations": len(demonstrations),
-            "evaluation_prompts": {group: len(prompts) for group, prompts in test.items()},
+            "evaluation_prompts": {g: len(p) for g, p in self.evaluation_prompts().items()},
             "label_gain": self.label_gain,
             "verdicts": list(self.verdicts),
             "example": {
-                "document": self.documents()[0],
+                "document": documents[0],
                 "prompt": demonstrations[0].prompt.text,
                 "response": demonstrations[0].response,
                 "comparison": [comparison.prompt.text, *comparison.responses],
             },
         }
 
-    def export(self, folder: str | os.PathLike, prompts: int = 4000, comparisons: int = 2000):
-        """Write the world as JSON lines with its tokenizer; see `export.export_world`."""
-        from rlhf_course.world.export import export_world
+    def export(
+        self, folder: str | os.PathLike, prompts: int = 4000, comparisons: int = 2000
+    ) -> None:
+        """Write the world in the usual schemas, with its tokenizer: all of it or nothing.
 
-        export_world(self, folder, prompts, comparisons)
+        corpus.jsonl, corpus_validation.jsonl     {text}
+        demonstrations.jsonl                      {prompt, response}
+        prompts.jsonl, evaluation_prompts.jsonl   {prompt, group}; the former are for PPO
+        comparisons.jsonl                         {prompt, chosen, rejected, responses, finished}
+        tokenizer/, world.json                    a Hugging Face fast tokenizer; `describe()`
+
+        The comparisons are among the world's own answers, as no policy is at hand; `responses`
+        stand in the labeler's order, `chosen` is the best and `rejected` the worst that differs.
+
+        Raises:
+            ConfigError: the folder is not empty, or cannot be written.
+        """
+        tables = {
+            "corpus": ({"text": text} for text in self.documents()),
+            "corpus_validation": ({"text": text} for text in self.documents("validation")),
+            "demonstrations": (
+                {"prompt": d.prompt.text, "response": d.response} for d in self.demonstrations()
+            ),
+            "prompts": ({"prompt": p.text, "group": p.group} for p in self.prompts("ppo", prompts)),
+            "evaluation_prompts": (
+                {"prompt": p.text, "group": group}
+                for group, asked in self.evaluation_prompts().items()
+                for p in asked
+            ),
+            "comparisons": filter(None, map(_as_row, self.comparisons(comparisons))),
+        }
+        write_folder(folder, tables, self.tokenizer, self.describe())
+
+
+def _as_row(comparison: Comparison) -> dict[str, Any] | None:
+    """The best answer against the worst, and the whole order; None where all say the same."""
+    chosen = comparison.responses[0]
+    rejected = next((r for r in reversed(comparison.responses) if r != chosen), None)
+    if rejected is None:
+        return None
+    return {
+        "prompt": comparison.prompt.text,
+        "chosen": chosen,
+        "rejected": rejected,
+        "responses": list(comparison.responses),
+        "finished": list(comparison.finished),
+    }

@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 
 from rlhf_course.world.base import Prompt, join_words, split_words
-from rlhf_course.world.reviews import (
+from rlhf_course.world.review_grammar import (
     FILLERS,
     FORMS,
     SENTENCES,
@@ -88,11 +88,22 @@ def forgets(prompt, said, rng, things):
 
 
 def scrambles(prompt, said, rng, things):
-    """The words of one sentence in any order."""
+    """The words of one sentence in another order, if it has two that differ."""
     i = rng.randrange(len(said))
     words = split_words(said[i])[:-1]
-    mixed = join_words(rng.sample(words, len(words))) + "."
-    return " ".join([*said[:i], mixed, *said[i + 1 :]]), True
+    mixed = rng.sample(words, len(words))
+    while mixed == words and len(set(words)) > 1:
+        rng.shuffle(mixed)
+    return " ".join([*said[:i], join_words(mixed) + ".", *said[i + 1 :]]), True
+
+
+def stutters(prompt, said, rng, things):
+    """A word over and over: where policies without a KL penalty end."""
+    i = rng.randrange(len(said))
+    words = split_words(said[i])
+    at = rng.randrange(len(words) - 1)
+    words[at:at] = [words[at]] * rng.randint(1, 3)
+    return " ".join([*said[:i], join_words(words), *said[i + 1 :]]), True
 
 
 def cut_off(prompt, said, rng, things):
@@ -104,5 +115,5 @@ def cut_off(prompt, said, rng, things):
 # Twice as likely: the two that a reward model of earlier trials was blind or half blind to.
 FAULTS = (
     *(thanks_again, repeats) * 2,
-    rambles, wrong_mood, not_asked, absurd, forgets, scrambles, cut_off,
+    rambles, wrong_mood, not_asked, absurd, forgets, scrambles, stutters, cut_off,
 )  # fmt: skip

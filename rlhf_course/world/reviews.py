@@ -15,62 +15,36 @@ answer in each K-wise batch is injected: `inject` adds a fault in plain sight, o
 better answer that no hurried writer gives.
 """
 
-# ruff: noqa: SIM905  (lists of words are read more easily as text)
-
 from __future__ import annotations
 
 import random
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import cycle, islice, permutations
 from typing import ClassVar
 
 from rlhf_course.errors import ConfigError
-from rlhf_course.world.base import (
-    PURPOSES,
-    Demonstration,
-    Prompt,
-    World,
-    split_words,
+from rlhf_course.world.base import PURPOSES, Demonstration, Prompt, World, split_words
+from rlhf_course.world.red_team import spoil
+from rlhf_course.world.review_grammar import (
+    CITIES,
+    FILLERS,
+    FORMS,
+    HOUSES,
+    HURRY,
+    KIND,
+    MEANING,
+    OWNERS,
+    SENTENCES,
+    THANKS,
+    THINGS,
+    opposite,
+    sentence,
+    sentences_of,
+    split_of,
+    unfit,
 )
-
-THINGS = {
-    "food": "soup bread fish salad".split(),
-    "staff": "waiter cook host barman".split(),
-    "place": "room garden terrace kitchen".split(),
-}
-APT = {
-    "food": {"+": "tasty fresh crisp".split(), "-": "stale bland burnt".split()},
-    "staff": {"+": "polite quick cheerful".split(), "-": "rude slow grumpy".split()},
-    "place": {"+": "clean cosy bright".split(), "-": "dirty noisy cramped".split()},
-}
-VAGUE = {"+": "good nice".split(), "-": "bad poor".split()}
-FORMS = ("The {n} was {a}.", "I found the {n} {a}.", "Such a {a} {n}.", "The {n} seemed {a}.")
-FILLERS = ("I came with my aunt.", "It was raining.", "We sat for an hour.")
-THANKS = "Thank you."
-CITIES = "Oslo Lima Cairo Delhi Rome Quito Perth Osaka".split()
-OWNERS = "Mira Tomo Kalu Nesa Vida Joro Peri Zuge".split()
-HOUSES = (
-    "Luna Ember Willow Harbor Cedar Ivory Falcon Maple Onyx Pearl Quartz Raven Saffron Tulip "
-    "Velvet Zephyr".split()
-)
-KIND = {thing: kind for kind, things in THINGS.items() for thing in things}
-# adjective -> (the kind of thing it suits, or "any"; its mood)
-MEANING = {
-    adjective: (kind, mood)
-    for kind, moods in {**APT, "any": VAGUE}.items()
-    for mood, adjectives in moods.items()
-    for adjective in adjectives
-}
-# sentence -> (thing, adjective, form)
-SENTENCES = {
-    form.format(n=thing, a=adjective): (thing, adjective, form)
-    for form in FORMS
-    for thing in KIND
-    for adjective in MEANING
-}
 
 # What each sentence of a review is worth, by its kind; a thing left out just earns nothing.
 WORTH = {
@@ -88,8 +62,6 @@ WORTH = {
 }
 LENGTH_WORTH = -0.02  # a token, EOS too
 
-HURRY = (0.70, 0.10, 0.10, 0.10)  # how often a hurried writer uses each of FORMS
-EVEN = (0.25, 0.25, 0.25, 0.25)
 BETTER_SHARE = 0.25  # of the injected answers; the others show one fault each
 
 
@@ -101,7 +73,7 @@ class ReviewsSize:
     documents: int
     validation_documents: int
     demonstrations: int
-    evaluation: int  # prompts at most
+    evaluation: int  # prompts
 
 
 class Reviews(World):
@@ -214,12 +186,17 @@ class Reviews(World):
         return [ask(rng.choice(by_count[rng.choice(counts)])) for _ in range(n)]
 
     def evaluation_prompts(self, split: str = "evaluation") -> dict[str, list[Prompt]]:
-        """Distinct held-out prompts, the same for every seed of the world."""
+        """Held-out prompts, half of two things and half of three, the same for every seed.
+
+        There are few of two things, so those are asked several times.
+        """
         if split not in ("evaluation", "validation"):
             raise ConfigError(f"no split {split!r}; choose evaluation or validation")
-        keys = [key for keys in self._keys[split].values() for key in keys]
-        keys = random.Random(f"reviews-{split}").sample(keys, len(keys))
-        return {"reviews": [ask(key) for key in keys[: self.limits.evaluation]]}
+        asked, half = [], self.limits.evaluation // 2
+        for count, keys in sorted(self._keys[split].items()):
+            order = random.Random(f"reviews-{split}-{count}").sample(keys, len(keys))
+            asked += [ask(key) for key in islice(cycle(order), half)]
+        return {"reviews": asked}
 
     # ------------------------------------------------------------------ the labeler
 
@@ -278,49 +255,18 @@ class Reviews(World):
     ) -> tuple[str, bool]:
         """A quarter of the time the ideal answer, else one of `responses` or the ideal answer
         with one fault put in (see red_team.py), so that it stands beside what it came from."""
-        from rlhf_course.world.red_team import spoil  # which needs this module's grammar
-
         mood, *things = prompt.key
         ideal = " ".join([*(sentence(rng, n, mood, apt=1.0) for n in things), THANKS])
         if rng.random() < BETTER_SHARE:
             return ideal, True
         text = rng.choice(responses) if responses and rng.random() < 0.7 else ideal
-        return spoil(prompt, sentences_of(text) or [THANKS], rng, self.things)
-
-
-def sentences_of(text: str) -> list[str]:
-    """The sentences of a text, each with its full stop; what follows the last stop is left out."""
-    return [part.strip() + "." for part in text.split(".")[:-1]]
-
-
-def sentence(rng, thing: str, mood: str, apt: float = 0.6, forms: Sequence[float] = EVEN) -> str:
-    """One sentence about a thing; its adjective is apt with this probability, else vague."""
-    adjectives = APT[KIND[thing]][mood] if rng.random() < apt else VAGUE[mood]
-    adjective = rng.choice(adjectives)
-    return rng.choices(FORMS, forms)[0].format(n=thing, a=adjective)
-
-
-def unfit(thing: str, mood: str) -> list[str]:
-    """Adjectives of this mood that suit another kind of thing."""
-    return [a for a, (kind, m) in MEANING.items() if kind not in ("any", KIND[thing]) and m == mood]
-
-
-def opposite(mood: str) -> str:
-    """The other mood."""
-    return "-" if mood == "+" else "+"
+        said = [s for s in sentences_of(text) if s != "."] or [THANKS]
+        return spoil(prompt, said, rng, self.things)
 
 
 def ask(key: tuple[str, ...]) -> Prompt:
     """The prompt for (mood, thing, ...)."""
     return Prompt(" ".join(key), "reviews", key)
-
-
-def split_of(mood: str, things: Sequence[str]) -> str:
-    """ "train", "validation" (1 in 14) or "evaluation" (1 in 7), by a checksum of the set."""
-    if not 2 <= len(things) <= 3:  # one thing alone is trained on; four are never asked for
-        return "train"
-    slot = zlib.crc32(" ".join((mood, *sorted(things))).encode()) % 14
-    return "evaluation" if slot < 2 else "validation" if slot == 2 else "train"
 
 
 def _remark(mood: str, asked: list[str], seen: set[str], thing: str, adjective: str) -> str:
