@@ -29,16 +29,13 @@ from torch.utils.checkpoint import checkpoint
 # nothing more, but in float32 exp(89) is inf, and inf * 0 is NaN, which would end the training.
 MAX_LOG_RATIO = 20.0
 
-
-# ------------------------------------------------------------------------------- masks from lengths
+# ------------------------------------------------------------------------- masks and masked means
 
 
 def require_same_shape(mask: Tensor, **tensors: Tensor) -> None:
     """Raise ValueError unless mask is bool and every tensor has its shape (none is broadcast)."""
     if mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask must be torch.bool, not {mask.dtype}; call mask.bool() if it is 0/1"
-        )
+        raise ValueError(f"mask must be torch.bool, not {mask.dtype}")
     for name, tensor in tensors.items():
         if tensor.shape != mask.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, mask {tuple(mask.shape)}")
@@ -62,31 +59,26 @@ def action_mask(prompt_lengths: Tensor, response_lengths: Tensor, length: int) -
     """True on the actions that emitted a response token (EOS among them).
 
     prompt_lengths, response_lengths (B,) int, length = T -> (B, T-1) bool.
-    Raises ValueError where a prompt is empty (nothing would predict the response's first token)
-    or prompt and response do not fit into `length`.
+    Raises ValueError where a prompt is empty or prompt and response do not fit into `length`.
     """
     if (prompt_lengths < 1).any():
         raise ValueError("every prompt needs at least one token: it predicts the first action")
     if (prompt_lengths + response_lengths > length).any():
         raise ValueError(f"prompt + response is longer than the sequence length {length}")
+    # BEGIN SOLUTION
     actions = torch.arange(length - 1, device=prompt_lengths.device)
     first = prompt_lengths[:, None] - 1  # (B, 1)
     return (actions >= first) & (actions < first + response_lengths[:, None])  # (B, T-1)
+    # END SOLUTION
 
 
 def last_action(mask: Tensor) -> Tensor:
-    """Index of each row's last action. mask (B, T-1) -> (B,) long.
-
-    Raises ValueError where a row has no action at all: an empty answer has nothing to reward.
-    """
+    """Index of each row's last action: (B, T-1) -> (B,) long. ValueError where a row has none."""
     empty = ~mask.any(dim=1)
     if empty.any():
         raise ValueError(f"empty answer: no action in rows {empty.nonzero().flatten().tolist()}")
     actions = torch.arange(mask.shape[1], device=mask.device)
     return (actions * mask).amax(dim=1)
-
-
-# -------------------------------------------------------------------------------- masked statistics
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -113,7 +105,7 @@ def token_mean(x: Tensor, mask: Tensor, denominator: float | Tensor | None = Non
     return masked_sum(x, mask) / denominator
 
 
-# -------------------------------------------------------------------- log-probabilities and entropy
+# -------------------------------------------------------------- log-probabilities, entropy and KL
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
@@ -126,37 +118,29 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()) / temperature
 
 
-def _chosen_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """log softmax at the targets: (..., V), (...) -> (...).
-
-    The same number as log_softmax(...).gather(...), without a second tensor of V columns.
-    """
-    chosen = logits.gather(-1, targets[..., None]).squeeze(-1)  # (...)
-    return chosen - logits.logsumexp(dim=-1)
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """H = -sum p log p = logsumexp(z) - sum p z, in nats: (..., V) -> (...)."""
-    return logits.logsumexp(dim=-1) - (logits.softmax(dim=-1) * logits).sum(dim=-1)
-
-
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """log pi(token a+1 | tokens 0..a) of every action, in nats.
 
-    logits (B, T, V) float, tokens (B, T) long -> (B, T-1), float32 or wider. Prompt and pads are
-    included; mask them. `temperature` must be the one used in sampling, for the policy and for the
-    reference alike, or the ratio does not start at 1 and the KL is biased.
-    Raises ValueError where the shapes disagree or temperature <= 0.
+    logits (B, T, V) float, tokens (B, T) long -> (B, T-1), float32 or wider; prompt and pads are
+    not masked yet. `temperature` must be that of the sampling, for the policy and the reference
+    alike, or the ratio does not start at 1 and the KL is biased. Raises ValueError where the
+    shapes disagree or temperature <= 0.
     """
     if logits.shape[:-1] != tokens.shape:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit tokens {tuple(tokens.shape)}")
+    # BEGIN SOLUTION
     # The shift by one: position a predicts token a+1, so the last position predicts nothing here.
-    return _chosen_logprobs(_tempered(logits[:, :-1], temperature), tokens[:, 1:])  # (B, T-1)
+    logits, emitted = _tempered(logits[:, :-1], temperature), tokens[:, 1:, None]
+    # What log_softmax and gather would give, without a second tensor of V columns.
+    return logits.gather(-1, emitted)[..., 0] - logits.logsumexp(dim=-1)  # (B, T-1)
+    # END SOLUTION
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy of each action's distribution, in nats: (B, T, V) -> (B, T-1), float32 or wider."""
-    return _entropy(_tempered(logits[:, :-1], temperature))  # (B, T-1)
+    logits = _tempered(logits[:, :-1], temperature)  # (B, T-1, V)
+    # -sum p log p with log p = z - logsumexp(z)
+    return logits.logsumexp(dim=-1) - (logits.softmax(dim=-1) * logits).sum(dim=-1)  # (B, T-1)
 
 
 def chunked_logprobs(
@@ -168,26 +152,25 @@ def chunked_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies without ever holding all logits.
 
-    hidden (N, D): the final hidden states of the wanted actions only; unembed maps (n, D) to logits
+    hidden (N, D): final hidden states of the wanted actions only; unembed maps (n, D) to logits
     (n, V); targets (N,) long: the token each of them emitted -> (logprobs (N,), entropy (N,)).
-    With GPT-2's V = 50257 the logits of 32 x 1024 tokens take 6.6 GB in float32. Here they exist
-    for `chunk_size` rows at a time, in the backward pass too: checkpointing drops them and computes
-    them again, which costs one more matrix product.
+    With GPT-2's V = 50257 the logits of 32 x 1024 tokens take 6.6 GB in float32, and several
+    tensors of that size. Here they exist for `chunk_size` rows at a time, in the backward pass too:
+    checkpointing drops them and computes them again, which costs one more matrix product.
     """
     if hidden.shape[:1] != targets.shape:
         raise ValueError(f"hidden {tuple(hidden.shape)} do not fit targets {tuple(targets.shape)}")
 
-    def score(rows: Tensor, row_targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = _tempered(unembed(rows), temperature)  # (n, V)
-        return _chosen_logprobs(logits, row_targets), _entropy(logits)
+    def score(rows: Tensor, emitted: Tensor) -> tuple[Tensor, Tensor]:
+        logp = _tempered(unembed(rows), temperature).log_softmax(dim=-1)  # (n, V)
+        return logp.gather(-1, emitted[:, None])[:, 0], -(logp.exp() * logp).sum(dim=-1)
 
+    if len(targets) <= chunk_size:  # a single chunk: nothing is gained by computing it twice
+        return score(hidden, targets)
     chunks = zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
     scored = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
     logprobs, entropy = zip(*scored, strict=True)
     return torch.cat(logprobs), torch.cat(entropy)  # (N,), (N,)
-
-
-# ------------------------------------------------------------------------------------- KL estimates
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Tensor:
@@ -199,11 +182,11 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Ten
         k2 = d^2 / 2             biased, low variance         the one for a loss
         k3 = exp(-d) - 1 + d     unbiased, never negative     the one for the logs
 
-    As a loss on samples at hand their gradients by log pi are 1, d and 1 - exp(-d): k1 pushes every
-    sample equally and has expectation 0, k2 has the KL's true gradient in expectation, k3 has not.
-    A batch mean of k1 that stays negative says that the tokens were not drawn from `logprobs`.
-    Raises ValueError for another kind.
+    As a loss on samples at hand their gradients by log pi are 1, d and 1 - exp(-d): k1's has
+    expectation 0, k2's is the KL's own in expectation, k3's is not. A batch mean of k1 that stays
+    negative says that the tokens were not drawn from `logprobs`. ValueError for another kind.
     """
+    # BEGIN SOLUTION
     d = logprobs - ref_logprobs
     if kind == "k1":
         return d
@@ -212,10 +195,11 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Ten
     if kind == "k3":
         d = d.clamp(min=-MAX_LOG_RATIO)
         return torch.expm1(-d) + d  # expm1, because exp(-d) - 1 loses every digit of a small d
+    # END SOLUTION
     raise ValueError(f"kind must be 'k1', 'k2' or 'k3', not {kind!r}")
 
 
-# ------------------------------------------------------------------------------------------ rewards
+# ------------------------------------------------------------------------- rewards and advantages
 
 
 def score_with_eos(
@@ -245,13 +229,12 @@ def token_rewards(
     """
     require_same_shape(mask, kl=kl)
     require_same_shape(mask[:, 0], scores=scores)
+    # BEGIN SOLUTION
     if score_clip is not None:
         scores = scores.clamp(-score_clip, score_clip)
     penalty = torch.where(mask, -kl_coef * kl, 0.0)  # (B, T-1)
     return penalty.scatter_add(1, last_action(mask)[:, None], scores[:, None].to(kl.dtype))
-
-
-# --------------------------------------------------------------------------------------- advantages
+    # END SOLUTION
 
 
 @torch.no_grad()
@@ -268,9 +251,10 @@ def gae(
 
     where t+1 is the next VALID action: in a dialogue of several turns A and V are carried over the
     tokens that somebody else wrote. After the last action both are 0, for truncated answers too.
-    Both results are constants to the update, so no gradient passes.
+    The results are constants to the update: no gradient passes.
     """
     require_same_shape(mask, rewards=rewards, values=values)
+    # BEGIN SOLUTION
     # Going backwards; at an action that is not valid the two carried numbers stay as they are.
     next_value = next_advantage = torch.zeros_like(values[:, 0])  # (B,)
     advantages = torch.zeros_like(values)
@@ -281,6 +265,7 @@ def gae(
         next_advantage = torch.where(mask[:, t], advantage, next_advantage)
         advantages[:, t] = torch.where(mask[:, t], advantage, 0.0)
     return advantages, torch.where(mask, advantages + values, 0.0)
+    # END SOLUTION
 
 
 @torch.no_grad()
@@ -300,12 +285,14 @@ def sequence_advantages(
     require_same_shape(mask[:, 0], scores=scores, values=values)
     if kl_reduction not in ("sum", "mean"):
         raise ValueError(f"kl_reduction must be 'sum' or 'mean', not {kl_reduction!r}")
+    # BEGIN SOLUTION
     reduce = masked_sum if kl_reduction == "sum" else masked_mean
     returns = scores - kl_coef * reduce(kl, mask, dim=1)  # (B,)
     return torch.where(mask, (returns - values)[:, None], 0.0), returns  # (B, T-1), (B,)
+    # END SOLUTION
 
 
-# ---------------------------------------------------------- when another engine sampled the answers
+# -------------------------------------------------------- when another engine sampled the answers
 
 
 @torch.no_grad()
@@ -328,9 +315,8 @@ def importance_weights(
         icepop     w where low <= w <= high, else 0
         seq_mask   as tis, but the whole answer is dropped unless its geometric mean of w is inside
 
-    without gradient, to multiply the policy loss. stats: `rollout_kl` (k1 of KL(rollout || trainer),
-    nats per token), `ratio_max`, `outside` (share of tokens whose w is not in [low, high]).
-    Raises ValueError for another method.
+    They carry no gradient and multiply the policy loss. stats: `rollout_kl` (k1 of KL(rollout ||
+    trainer), nats per token), `ratio_max`, `outside` (share of tokens with w not in [low, high]).
     """
     require_same_shape(mask, logprobs=logprobs, rollout_logprobs=rollout_logprobs)
     log_ratio = torch.where(mask, logprobs - rollout_logprobs, 0.0)

@@ -36,10 +36,10 @@ def masked_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(mean, population variance, count) of the valid entries over all ranks of `group`.
 
-    x float and mask bool of one shape -> three 0-dim float64 tensors; mean and variance are 0 where
-    the count is 0. group None is this process alone (not torch's "everybody"). Ranks may hold
-    different shapes and counts, none included, but all have to call.
-    Two passes, mean first: E[x^2] - E[x]^2 loses its digits when the mean is far from 0.
+    x float, mask bool, same shape -> three 0-dim float64 tensors, all 0 where nothing is valid.
+    group None is this process alone (not torch's "everybody"). Ranks may hold different shapes and
+    counts, but all have to call. Two passes, mean first: E[x^2] - E[x]^2 loses its digits when the
+    mean is far from 0.
     """
     require_same_shape(mask, x=x)
     x = in_float64(x)
@@ -71,11 +71,13 @@ def whiten(
     difference between good and bad answers. The variance is the population's, defined for n = 1.
     shift_mean=False adds the mean back (for rewards, whose sign must survive).
     """
+    # BEGIN SOLUTION
     mean, variance, _ = masked_moments(x, mask, group)
     whitened = (in_float64(x) - mean) * torch.rsqrt(variance + eps)
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(mask, whitened.to(x.dtype).to(x.device), 0.0)
+    # END SOLUTION
 
 
 # ------------------------------------------------------------------------------------------- losses
@@ -107,6 +109,7 @@ def policy_loss(
     """
     require_same_shape(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     old_logprobs, advantages = old_logprobs.detach(), advantages.detach()
+    # BEGIN SOLUTION
     # Masked before the exponential: what stands on a pad must not become inf, whose gradient is
     # NaN even when it is multiplied by 0. Clamped for the same reason on the valid tokens.
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
@@ -121,6 +124,7 @@ def policy_loss(
         require_same_shape(mask, weights=weights)
         objective = objective * weights.detach()
     loss = -token_mean(objective, mask, denominator)
+    # END SOLUTION
 
     with torch.no_grad():
         still = torch.zeros_like(log_ratio)
@@ -153,8 +157,8 @@ def sequence_policy_loss(
     require_same_shape(mask, logprobs=logprobs, old_logprobs=old_logprobs)
     log_ratio = masked_sum(logprobs - old_logprobs.detach(), mask, dim=1)  # (B,)
     start, answers = torch.zeros_like(log_ratio), mask.any(dim=1)  # (B,), (B,)
-    clips = {"clip_low": clip_low, "clip_high": clip_high}
-    return policy_loss(log_ratio, start, advantages, answers, denominator=denominator, **clips)
+    clips = clip_low, clip_high
+    return policy_loss(log_ratio, start, advantages, answers, *clips, denominator=denominator)
 
 
 def value_loss(
@@ -174,6 +178,7 @@ def value_loss(
     up over micro-batches like the loss), `explained_variance` (of this batch alone).
     """
     require_same_shape(mask, values=values, old_values=old_values, returns=returns)
+    # BEGIN SOLUTION
     # Pads become 0 before they are squared: the gradient of NaN^2 is NaN even where it is not used.
     values, old_values, returns = (
         torch.where(mask, x, 0.0) for x in (values, old_values.detach(), returns.detach())
@@ -184,6 +189,7 @@ def value_loss(
         near = old_values + (values - old_values).clamp(-clip, clip)
         worst = torch.maximum(error, (near - returns).square())
     loss = 0.5 * token_mean(worst, mask, denominator)
+    # END SOLUTION
 
     with torch.no_grad():
         stats = {
@@ -198,9 +204,10 @@ def value_loss(
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - E[(R - V)^2] / Var[R] over valid entries, 0-dim: 1 is a perfect critic, 0 one that knows
     the mean alone, below 0 worse than that. It is 0 where the returns do not vary."""
-    _, variance, _ = masked_moments(returns, mask)
+    mean, variance, _ = masked_moments(returns, mask)
     error, _, _ = masked_moments((returns - values).square(), mask)
-    return torch.where(variance > 0, 1 - error / variance, 0.0)
+    varies = variance > 1e-16 * mean.square()  # below that it is rounding
+    return torch.where(varies, 1 - error / variance, 0.0)
 
 
 # ------------------------------------------------------------------------------ the price of KL
@@ -249,10 +256,12 @@ class AdaptiveKLController(FixedKLController):
             raise ValueError(f"the KL is {kl}: the coefficient stays at {self.value}")
         if 0.2 * episodes >= self.horizon:
             raise ValueError(f"horizon {self.horizon} is too short for {episodes} episodes a batch")
+        # BEGIN SOLUTION
         # Clipped before it is scaled: one wild batch counts no more than one that is 20 % off.
         error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
         self.value = max(self.value * (1 + error * episodes / self.horizon), self.floor)
         return self.value
+        # END SOLUTION
 
 
 # ------------------------------------------------------------------------------------- one update
@@ -282,9 +291,9 @@ def policy_backward(policy: nn.Module, batch: Rollout, settings: PPOSettings) ->
         moved = (logprobs.detach() - part.logprobs)[part.mask].abs().max()
         largest = {"ratio_max": stats.pop("ratio_max"), "log_ratio_max": moved}
         for name, value in {"policy_loss": loss, "entropy": mean_entropy, **stats}.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+            sums[name] = sums.get(name, 0.0) + value.item()
         for name, value in largest.items():
-            sums[name] = max(sums.get(name, 0.0), float(value))
+            sums[name] = max(sums.get(name, 0.0), value.item())
     return sums
 
 
@@ -300,8 +309,8 @@ def critic_backward(
             normalize(part.returns), part.value_mask, settings.value_clip, count,
         )  # fmt: skip
         loss.backward()
-        sums["value_loss"] += float(loss)
-        sums["value_clipfrac"] += float(stats["clipfrac"])
+        sums["value_loss"] += loss.item()
+        sums["value_clipfrac"] += stats["clipfrac"].item()
     return sums
 
 

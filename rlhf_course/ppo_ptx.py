@@ -44,10 +44,12 @@ def ptx_loss(
     the whole optimizer step. Raises ValueError for another reduction.
     """
     require_same_shape(mask, nll=nll)
+    # BEGIN SOLUTION
     if reduction == "token_mean":
         return token_mean(nll, mask, denominator)
     if reduction == "seq_sum":
         return token_mean(masked_sum(nll, mask, dim=1), mask.any(dim=1), denominator)
+    # END SOLUTION
     raise ValueError(f"reduction must be 'token_mean' or 'seq_sum', not {reduction!r}")
 
 
@@ -92,12 +94,14 @@ class RunningMoments:
             raise ValueError("NaN or Inf among the values; the moments were left as they were")
         if count == 0:
             return
+        # BEGIN SOLUTION
         # The old moments and the batch's are mixed with the weights 1 - share and share. A
         # mixture's variance is the mean of the variances plus the variance of the means.
         share = self._share(int(count))
         delta = mean - self.mean
         self.mean += share * delta
         self.var += share * (variance - self.var + (1 - share) * delta**2)
+        # END SOLUTION
 
     def _share(self, count: int) -> float:
         """The weight of a new batch of `count` values beside all that came before it."""
@@ -185,11 +189,13 @@ class PopArt:
     def update(self, targets: Tensor, mask: Tensor, group: ProcessGroup | None = None) -> None:
         """Take in a rollout's returns (B, T-1), of all ranks, and rescale the head to match."""
         require_same_shape(mask, targets=targets)
+        # BEGIN SOLUTION
         mean, std = self.mean, self.std
         self.moments.update(targets[mask], group)
         bias = self.head.bias.item()
         self.head.weight.mul_(std / self.std)
         self.head.bias.fill_((std * bias + mean - self.mean) / self.std)
+        # END SOLUTION
 
     def normalize(self, x: Tensor) -> Tensor:
         """Returns or values -> the head's scale."""
@@ -227,7 +233,7 @@ def ptx_backward(policy: nn.Module, rows: Tensor, settings: PTXSettings) -> dict
     nll = -logprobs.view(len(rows), -1)  # (B, T-1)
     loss = ptx_loss(nll, torch.ones_like(nll, dtype=torch.bool), settings.reduction)
     (settings.coef * loss).backward()
-    return {"ptx_loss": float(loss)}
+    return {"ptx_loss": loss.item()}
 
 
 def ppo_ptx_step(

@@ -380,7 +380,9 @@ def test_explained_variance(batch):
     close(ppo.explained_variance(values, returns, mask), expected)
     close(ppo.explained_variance(returns, returns, mask), 1.0)
     close(ppo.explained_variance(torch.full_like(returns, valid.mean()), returns, mask), 0.0)
-    close(ppo.explained_variance(values, torch.ones_like(returns), mask), 0.0)
+    for constant in (0.0, 0.1, -1e5 / 3):  # which rounding leaves a variance of 1e-34
+        flat = torch.full_like(returns, constant)
+        close(ppo.explained_variance(values, flat, mask), 0.0)
     biased = ppo.explained_variance(returns + 10, returns, mask)
     assert biased < -10  # a constant error counts: it is not the residual's variance
 
