@@ -1,0 +1,363 @@
+"""Chapter 03: the reward model, a language model that has learned which answer people prefer.
+
+The backbone is a copy of the SFT model; in place of the output matrix stands one vector, which
+turns every position's hidden state into a number. An answer's reward is the number at its last
+token, EOS included, or the mean or the sum over its tokens:
+
+    tokens         x0   x1   x2   x3   x4   pad       prompt P = 2, response R = 3
+    token_scores   s0   s1   s2   s3   s4    -        last: s4, mean: (s2 + s3 + s4) / 3
+
+It is trained on comparisons alone, so rewards mean something only in their differences; a constant
+added to all of them changes nothing. `normalize_rewards` fixes the constant afterwards.
+
+PPO's critic is a `ScalarModel` too, read at every token (`as_critic`).
+
+Tested by `pytest tests/test_reward_model.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlhf_course import checkpoints
+from rlhf_course.errors import CheckpointError, ConfigError, ModelError
+from rlhf_course.gpt import GPT
+from rlhf_course.huggingface import HuggingFaceLM
+from rlhf_course.mdp import masked_mean, masked_sum
+
+Pooling = Literal["last", "mean", "sum"]
+Method = Literal["bias", "gain_bias"]
+
+
+# ----------------------------------------------------------------- from token scores to one reward
+
+
+def last_token_reward(token_scores: Tensor, lengths: Tensor) -> Tensor:
+    """The score at each row's last token: there the model has read the whole answer, EOS too.
+
+    token_scores (B, T) float, right-padded; lengths (B,) int, prompt and response together -> (B,).
+    Raises ValueError where a length is not in 1 … T.
+    """
+    if ((lengths < 1) | (lengths > token_scores.shape[1])).any():
+        raise ValueError(f"lengths must be in 1 … {token_scores.shape[1]}: {lengths.tolist()}")
+    # BEGIN SOLUTION
+    return token_scores.gather(1, lengths[:, None] - 1)[:, 0]  # (B,)
+    # END SOLUTION
+
+
+def mean_reward(token_scores: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
+    """The mean score of the response's tokens, P … P+R-1: neither the prompt's nor the pads'.
+
+    token_scores (B, T) float; prompt_lengths, response_lengths (B,) int -> (B,).
+    Raises ValueError where a response is empty or does not fit.
+    """
+    response = _response_mask(token_scores, prompt_lengths, response_lengths)
+    # BEGIN SOLUTION
+    return masked_mean(token_scores, response, dim=1)  # (B,)
+    # END SOLUTION
+
+
+def sum_reward(token_scores: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
+    """The sum of the response's scores, as `mean_reward` otherwise. It can count faults, which a
+    mean dilutes, and it can also learn to pay for length alone."""
+    response = _response_mask(token_scores, prompt_lengths, response_lengths)
+    return masked_sum(token_scores, response, dim=1)  # (B,)
+
+
+def _response_mask(token_scores: Tensor, prompt_lengths: Tensor, response_lengths: Tensor):
+    """(B, T) bool, True on the tokens of the response."""
+    end = prompt_lengths + response_lengths
+    if (prompt_lengths < 0).any() or (response_lengths < 1).any():
+        raise ValueError("empty answer: a response needs at least one token to be rewarded")
+    if (end > token_scores.shape[1]).any():
+        raise ValueError(f"prompt + response is longer than the row of {token_scores.shape[1]}")
+    position = torch.arange(token_scores.shape[1], device=token_scores.device)  # (T,)
+    return (position >= prompt_lengths[:, None]) & (position < end[:, None])  # (B, T)
+
+
+# ------------------------------------------------------------------------------------------ losses
+
+
+def pairwise_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    margin: float | Tensor | None = None,
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """-log σ(chosen - rejected - margin), averaged over pairs: 0-dim.
+
+    The negative log-likelihood of the labels under Bradley and Terry's model, in which the better
+    answer is preferred with probability σ(difference) (Ouyang et al. 2022, Eq. 1 for K = 2).
+    chosen, rejected (N,) float: rewards of the two answers. margin, a number or (N,): how far
+    apart they should be (Touvron et al. 2023, Eq. 2), for labels that say how much better.
+    `denominator` is the number of pairs of the whole optimizer step; None is N (0 / 0 is 0).
+    """
+    if chosen.shape != rejected.shape or chosen.dim() != 1:
+        raise ValueError(
+            f"chosen {tuple(chosen.shape)}, rejected {tuple(rejected.shape)}: not (N,)"
+        )
+    # BEGIN SOLUTION
+    difference = chosen - rejected
+    if margin is not None:
+        difference = difference - margin
+    total = -F.logsigmoid(difference).sum()  # log(sigmoid(x)) would be -inf from x = -104 on
+    return total / (max(len(chosen), 1) if denominator is None else denominator)
+    # END SOLUTION
+
+
+def kwise_loss(
+    scores: Tensor,
+    ranks: Tensor,
+    mask: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """All pairs of K ranked answers to one prompt as ONE batch element: 0-dim.
+
+    The mean of -log σ(s_i - s_j) over the prompt's pairs with rank_i < rank_j, then the mean over
+    prompts (Ouyang et al. 2022, Eq. 1 and §3.5). Each answer is read once, not K - 1 times, and
+    because its pairs share one gradient step the model does not overfit to them. Ties say nothing
+    and are left out; so is a prompt without any pair.
+    scores (B, K) float; ranks (B, K), lower is better; mask (B, K) bool, False where a prompt has
+    fewer than K answers. `denominator` is the number of prompts with a pair of the whole optimizer
+    step; None is this batch's own (0 / 0 is 0).
+    """
+    if scores.dim() != 2 or scores.shape != ranks.shape:
+        raise ValueError(f"scores {tuple(scores.shape)}, ranks {tuple(ranks.shape)}: not (B, K)")
+    # BEGIN SOLUTION
+    pairs = ranks[:, :, None] < ranks[:, None, :]  # (B, K, K): i is better than j
+    if mask is not None:
+        pairs = pairs & mask[:, :, None] & mask[:, None, :]
+    difference = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
+    losses = -F.logsigmoid(torch.where(pairs, difference, 0.0))
+    of_prompt = masked_mean(losses.flatten(1), pairs.flatten(1), dim=1)  # (B,): 0 without a pair
+    if denominator is None:
+        denominator = pairs.flatten(1).any(dim=1).sum().clamp(min=1)
+    return of_prompt.sum() / denominator
+    # END SOLUTION
+
+
+# ----------------------------------------------------------------------------------- normalisation
+
+
+def normalize_rewards(rewards: Tensor, method: Method = "bias") -> tuple[float, float]:
+    """(gain, bias) that bring these rewards to a known place: gain * r + bias.
+
+    "bias": mean 0, gain 1, measured on demonstrations (Stiennon et al. 2020; Ouyang et al. 2022).
+    "gain_bias": mean 0 and standard deviation 1 (of the population), measured on answers of the
+    reference policy (Ziegler et al. 2019). With the gain the KL coefficient keeps its meaning from
+    one reward model to the next. rewards: (N,) float, summed in float64.
+    Raises ValueError where there are none, one is not finite, or a gain is asked of equal ones;
+    ConfigError for another method.
+    """
+    if rewards.numel() == 0 or not torch.isfinite(rewards).all():
+        raise ValueError("rewards must be finite, and at least one")
+    if method not in get_args(Method):
+        raise ConfigError(f"normalisation {method!r}: it must be 'bias' or 'gain_bias'.")
+    # BEGIN SOLUTION
+    rewards = rewards.detach().cpu().double()
+    mean = rewards.mean().item()
+    if method == "bias":
+        return 1.0, -mean
+    std = rewards.std(correction=0).item()
+    if std == 0:
+        raise ValueError("the rewards are all equal, so no gain can bring their deviation to 1")
+    return 1 / std, -mean / std
+    # END SOLUTION
+
+
+# ------------------------------------------------------------------------------------------- model
+
+
+class ScalarModel(nn.Module):
+    """A backbone and one number for every position: a reward model, or a critic.
+
+    backbone: anything with `hidden_states(tokens) -> (B, T, D)` and `width` (GPT, HuggingFaceLM).
+    `gain` and `bias` are buffers, set by hand from `normalize_rewards`; they are applied to the
+    pooled reward and not to `token_scores`.
+    """
+
+    gain: Tensor
+    bias: Tensor
+
+    def __init__(self, backbone: nn.Module, pooling: Pooling = "last"):
+        super().__init__()
+        if pooling not in get_args(Pooling):
+            raise ConfigError(f"pooling {pooling!r}: it must be one of {get_args(Pooling)}.")
+        self.backbone, self.pooling = backbone, pooling
+        self.head = nn.Linear(backbone.width, 1)
+        self.register_buffer("gain", torch.ones(()))
+        self.register_buffer("bias", torch.zeros(()))
+
+    @classmethod
+    def from_language_model(
+        cls, language_model: GPT | HuggingFaceLM, pooling: Pooling = "last", seed: int = 0
+    ) -> ScalarModel:
+        """A copy of the language model's backbone under a new head; a function of the seed.
+
+        The head is drawn from N(0, 1 / (D + 1)), that is with this variance (Stiennon et al. 2020,
+        App. B.1); behind the final norm a hidden state has length √D, so scores begin near unit
+        variance. Its bias is 0.
+        """
+        if isinstance(language_model, HuggingFaceLM):  # without the output matrix
+            backbone = HuggingFaceLM(copy.deepcopy(language_model.backbone))
+            backbone.compute_dtype = language_model.compute_dtype
+        else:
+            backbone = copy.deepcopy(language_model)
+        model = cls(backbone.requires_grad_(True), pooling)
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(1, backbone.width, generator=generator) / (backbone.width + 1) ** 0.5
+        with torch.no_grad():
+            model.head.weight.copy_(weight)
+            model.head.bias.zero_()
+        return model.to(next(language_model.parameters()).device)
+
+    def token_scores(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) long, right-padded -> (B, T) float32: what the head says at each position,
+        having read the tokens up to there. What stands on pads means nothing."""
+        return self.head(self.backbone.hidden_states(tokens).float())[:, :, 0]  # (B, T)
+
+    def rewards(self, tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
+        """The normalised reward of each answer, (B,): gain * pooled token scores + bias.
+
+        tokens (B, T) long: prompt, response (its EOS included), pads on the right; lengths (B,).
+        """
+        scores = self.token_scores(tokens)
+        if self.pooling == "last":
+            pooled = last_token_reward(scores, prompt_lengths + response_lengths)
+        else:
+            pool = mean_reward if self.pooling == "mean" else sum_reward
+            pooled = pool(scores, prompt_lengths, response_lengths)
+        return self.gain * pooled + self.bias
+
+    def _folded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(head weight, head bias, what is left of the reward's bias) with gain and bias moved into
+        the head. A sum's bias stays: it cannot be shared out over tokens whose number varies."""
+        weight, token_bias = self.gain * self.head.weight, self.gain * self.head.bias
+        if self.pooling == "sum":
+            return weight, token_bias, self.bias.clone()
+        return weight, token_bias + self.bias, torch.zeros_like(self.bias)
+
+    @torch.no_grad()
+    def as_critic(self) -> ScalarModel:
+        """A trainable copy to begin a critic from. Its `token_scores` are on the reward's own scale
+        (gain and bias are folded into its head), since it has to predict what PPO is paid."""
+        critic = copy.deepcopy(self).requires_grad_(True)
+        weight, token_bias, bias = self._folded()
+        critic.head.weight.copy_(weight)
+        critic.head.bias.copy_(token_bias)
+        critic.gain.fill_(1.0)
+        critic.bias.copy_(bias)
+        return critic
+
+    # ---- Hugging Face's format -------------------------------------------------------------------
+
+    @torch.no_grad()
+    def save_pretrained(self, directory: str | os.PathLike, tokenizer=None) -> None:
+        """Write a directory that `AutoModelForSequenceClassification.from_pretrained` opens; where
+        pooling is "last", its one logit is the reward.
+
+        The gain goes into the weights. transformers' head has no bias, so the constant c goes where
+        there is room: GPT-2's final LayerNorm has a bias, and adding c w / (w·w) to it, with w the
+        head's weights, adds c to every score. The RMSNorm of Llama or Qwen has none; there c is
+        written into config.json as `reward_token_bias` and transformers' logit lacks it.
+
+        transformers pools at the last token that is not `pad_token_id`, taken from the tokenizer.
+        Where pad and EOS are the same token it therefore reads the token before EOS, and its logit
+        is not our reward; give the tokenizer a pad of its own to avoid that.
+        Raises ModelError when transformers has no classifier of this architecture.
+        """
+        weight, token_bias, bias = self._folded()
+        tensors, config = _backbone_tensors(self.backbone)
+        norm = "transformer.ln_f.bias"
+        if norm in tensors and weight.any():
+            tensors[norm] = tensors[norm] + token_bias * weight[0] / weight.square().sum()
+            token_bias = torch.zeros_like(token_bias)
+        config |= {
+            "id2label": {"0": "reward"}, "label2id": {"reward": 0},
+            "reward_pooling": self.pooling,
+            "reward_token_bias": token_bias.item(), "reward_bias": bias.item(),
+        }  # fmt: skip
+        if tokenizer is not None:
+            config |= checkpoints.write_tokenizer(directory, tokenizer)
+        checkpoints.write_model(directory, config, {**tensors, "score.weight": weight})
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir: str | os.PathLike) -> ScalarModel:
+        """Read what `save_pretrained` wrote, or any sequence classifier with one label.
+
+        The rewards are those of the model that was saved; its gain and bias have become part of the
+        weights. Raises ModelError (not found), CheckpointError (another architecture, more than one
+        label, missing or misshapen tensors, each named).
+        """
+        directory = checkpoints.resolve(name_or_dir)
+        config, where = checkpoints.read_config(directory), str(name_or_dir)
+        architecture = (config.get("architectures") or ["nothing that says what it is"])[0]
+        if not architecture.endswith("ForSequenceClassification"):
+            raise CheckpointError(
+                f"{where}: holds {architecture}, not a reward model. Give the directory of one "
+                "(…ForSequenceClassification), or train one with `rlhf-course reward-model`."
+            )
+        tensors = checkpoints.read_tensors(directory)
+        weight = tensors.pop("score.weight", None)
+        if weight is None or weight.shape[0] != 1:
+            found = "missing" if weight is None else f"of shape {tuple(weight.shape)}"
+            raise CheckpointError(
+                f"{where}: score.weight is {found}, and a reward model needs it as (1, width). "
+                "Restore the checkpoint, or train a reward model with one label."
+            )
+        backbone = _read_backbone(directory, config, tensors, where)
+        model = cls(backbone, config.get("reward_pooling", "last"))
+        token_bias = torch.tensor([config.get("reward_token_bias", 0.0)])
+        checkpoints.load_into(model.head, {"weight": weight.float(), "bias": token_bias}, where)
+        model.bias.fill_(config.get("reward_bias", 0.0))
+        return model
+
+
+def _backbone_tensors(backbone: GPT | HuggingFaceLM) -> tuple[dict[str, Tensor], dict]:
+    """The backbone's weights under the names of transformers' classifier, and its config.json."""
+    if isinstance(backbone, GPT):
+        tensors, config = backbone.to_huggingface()
+        return tensors, config | {"architectures": ["GPT2ForSequenceClassification"]}
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+    )
+
+    base = backbone.backbone
+    config = json.loads(base.config.to_json_string())
+    classifier = CLASSIFIERS.get(base.config.model_type)
+    if classifier is None:
+        raise ModelError(
+            f"transformers has no sequence classifier for {base.config.model_type!r}, so a reward "
+            "model on it cannot be saved. Start from another language model."
+        )
+    tensors = {f"{base.base_model_prefix}.{name}": t for name, t in base.state_dict().items()}
+    return tensors, config | {"architectures": [classifier]}
+
+
+def _read_backbone(directory, config: dict, tensors: dict[str, Tensor], where: str):
+    """The reverse: a GPT-2 becomes our own GPT, anything else is wrapped."""
+    if config.get("model_type") == "gpt2":
+        return GPT.from_huggingface(tensors, config, where)
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        settings = AutoConfig.from_pretrained(directory)
+        for key, value in list(vars(settings).items()):
+            if "drop" in key and isinstance(value, float):  # see GPTConfig.dropout
+                setattr(settings, key, 0.0)
+        base = AutoModel.from_config(settings, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{where}: transformers cannot build it ({str(error).strip().splitlines()[0]}). "
+            "Save it again with this transformers version."
+        ) from error
+    prefix = f"{base.base_model_prefix}."
+    checkpoints.load_into(base, {k.removeprefix(prefix): t for k, t in tensors.items()}, where)
+    return HuggingFaceLM(base)
