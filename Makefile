@@ -6,13 +6,13 @@
 #   make test PYTHON=/path/to/python     an environment you already have; nothing is installed
 #   make test TESTS=tests/test_ppo.py    some of the tests
 
-SYSTEM_PYTHON ?= python3
-PYTHON ?=
-TORCH ?=
-ARGS ?=
-TESTS ?= tests
-# Two to four processes; each takes about half a gigabyte of memory.
-PYTEST_ARGS ?= -q -n auto --maxprocesses 4 --dist worksteal
+SYSTEM_PYTHON = python3
+PYTHON =
+TORCH =
+ARGS =
+TESTS = tests
+# One process a core, four at most, since each takes about half a gigabyte of memory.
+PYTEST_ARGS = -q -n auto --maxprocesses 4 --dist worksteal
 
 ifeq ($(PYTHON),)
 RUN := .venv/bin/python
@@ -54,16 +54,13 @@ clean:  ## remove the environment and caches; runs and reports stay
 	find rlhf_course tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so an interrupted installation is simply taken up again.
-.venv/installed-dev: pyproject.toml constraints.txt
-	$(call install,.[dev])
-.venv/installed-lab: pyproject.toml constraints.txt
-	$(call install,.[dev,notebooks])
-
-define install
+.venv/installed-dev: EXTRAS = dev
+.venv/installed-lab: EXTRAS = dev,notebooks
+.venv/installed-%: pyproject.toml constraints.txt
 	@$(SYSTEM_PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); \
 	    sys.exit(None if ok else "Python 3.10 to 3.13 is needed; this is " + sys.version.split()[0] \
 	    + ". Name another one: make … SYSTEM_PYTHON=python3.12")'
+	@echo "Installing into .venv, once (a minute or more, as the network is)."
 	$(SYSTEM_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet $(INDEX) -c constraints.txt -e "$(1)"
+	.venv/bin/python -m pip install $(INDEX) -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
-endef

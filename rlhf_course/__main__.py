@@ -1,4 +1,4 @@
-"""`python -m rlhf_course …` is the same as `rlhf-course …`, also where the package is not installed."""
+"""`python -m rlhf_course …` is `rlhf-course …`, also where the package is not installed."""
 
 import sys
 

@@ -339,8 +339,7 @@ def next_token_loss(logits: Tensor, labels: Tensor, ignore: int = -100) -> Tenso
     """Mean negative log-likelihood in nats per token of each next token.
 
     logits: (B, T, V) float; labels: (B, T) long, the tokens themselves: logits at position t are
-    asked for labels[:, t + 1]; where labels is `ignore` nothing is counted.
-    Returns a scalar; NaN-free even when nothing is counted (then 0).
+    asked for labels[:, t + 1]; `ignore` is not counted. Returns a scalar, 0 if nothing is counted.
     """
     # BEGIN SOLUTION
     predicted, wanted = logits[:, :-1], labels[:, 1:]  # (B, T-1, V), (B, T-1)

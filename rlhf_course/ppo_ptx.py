@@ -178,6 +178,7 @@ class PopArt:
 
     @property
     def mean(self) -> float:
+        """What a normalised target of 0 stands for."""
         return self.moments.mean
 
     @property
