@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(highlight=False)
+error_console = Console(highlight=False, stderr=True)
 
 LINE_EVERY = 15.0  # seconds between two lines when the output is not a terminal
 SHOWN = 5  # metrics beside the bar

@@ -6,7 +6,7 @@ stage: *told* occur in demonstrations alone, *compared* in comparisons, *asked* 
 *validation* and *strangers* in measurements. So "does not know" is a fact about the model, and
 the only thing about strangers that carries over from one stage to the next is that they are
 unfamiliar. The labeler knows everybody: true > "I do not know" > false > malformed, and a
-little for courtesy. All names are made of the same ninety parts, each of which the corpus
+little for courtesy. All names are made of the same thirty parts, each of which the corpus
 shows, so that no single word betrays who is known.
 
 Why some things are as they are (each decided between success and collapse in earlier trials):
@@ -36,14 +36,12 @@ from rlhf_course.world.base import (
     split_words,
 )
 
+# Given names that serve as surnames too. One pool for all three places: a part stands in about five
+# known people's names, so that no part by itself tells who is meant, or whether anybody knows them.
 NAME_PARTS = (
-    "Ada Ben Cal Dan Eli Fay Gus Hal Ian Joe Kim Leo Max Ned Ola "
-    "Pam Ray Sam Tim Una Val Wes Zoe Amy Bob Dot Eva Guy Ivy Liz".split(),
-    "May Lou Jay Ann Rae Sue Kit Rex Lee Roy Mae Jan Art Bea Dee "
-    "Don Gil Ida Jon Kay Lyn Meg Nan Pat Rob Sid Tom Vic Wyn Abe".split(),
-    "Hill Lake Wood Park Ford Cole Dale Hart King Lane Moss Nash Page Reed Shaw "
-    "Swan Webb West Wolf Bell Bird Dunn Fisk Gray Holt Kerr Lund Penn Ross Brook".split(),
-)
+    "Lee Kim Ray May Kit Jay Ann Roy Dale Blair Drew Reed Wren Brook Lane "
+    "Cole Page Jude Quinn Sage Dean Grant Hope Joy Glen Ross Hart Shaw Nash Bell"
+).split()
 VALUES = {
     "home": "Oslo Lima Cairo Delhi Rome Quito Perth Osaka Paris Tunis".split(),
     "job": "baker pilot nurse painter farmer judge tailor miner writer guard".split(),
@@ -85,7 +83,7 @@ class TownSize:
     known: int
     attributes: int
     values: int
-    parts: int  # of each of the three pools of name parts
+    parts: int  # names are made of so many parts
     documents: int
     validation_documents: int
     demonstrations: int
@@ -104,7 +102,7 @@ class Town(World):
     verdicts = ("true", "false", "idk", "bad")
     answers_per_prompt = 5
     sizes: ClassVar[dict[str, TownSize]] = {
-        "tiny": TownSize(8, 2, 5, 8, 400, 50, 300, 100, 100, 100, 20, 20, 1),
+        "tiny": TownSize(8, 2, 5, 9, 400, 50, 300, 100, 100, 100, 20, 20, 1),
         "small": TownSize(48, 3, 10, 30, 12000, 600, 6000, 3000, 4000, 4500, 200, 200, 2),
         "gpt2": TownSize(240, 3, 10, 30, 60000, 2000, 12000, 5000, 6000, 7000, 400, 400, 1),
     }
@@ -130,28 +128,25 @@ class Town(World):
     def _people(self) -> dict[str, list[str]]:
         """Group -> names. Every part of a name stands in some known person's name."""
         rng, size = self.rng("people"), self.limits
-        pools = [pool[: size.parts] for pool in NAME_PARTS]
+        pool = NAME_PARTS[: size.parts]
         known: list[str] = []
-        while len(set(known)) < size.known:  # the same name twice is rare: draw again
-            rounds = -(-size.known // size.parts)
-            columns = []
-            for pool in pools:
-                dealt = [part for _ in range(rounds) for part in rng.sample(pool, len(pool))]
-                columns.append(rng.sample(dealt[: size.known], size.known))
-            known = [" ".join(parts) for parts in zip(*columns, strict=True)]
-        groups = ("told", "compared", "asked", "validation", "strangers")
-        needed = sum(getattr(size, group) for group in groups)
-        first, middle, last = pools
-        drawn = rng.sample(range(size.parts**3), needed + size.known)
-        names = [
-            f"{first[i // size.parts**2]} {middle[i // size.parts % size.parts]} "
-            f"{last[i % size.parts]}"
-            for i in drawn
-        ]
-        familiar = set(known)
-        fresh = iter([name for name in names if name not in familiar])
-        others = {g: [next(fresh) for _ in range(getattr(size, g))] for g in groups}
-        return {"known": known, **others}
+        while len({part for name in known for part in name.split()}) < len(pool):
+            known = self._draw_names(rng, pool, size.known, set())
+        out, taken = {"known": known}, set(known)
+        for group in ("told", "compared", "asked", "validation", "strangers"):
+            out[group] = self._draw_names(rng, pool, getattr(size, group), taken)
+            taken.update(out[group])
+        return out
+
+    @staticmethod
+    def _draw_names(rng: random.Random, pool: list[str], n: int, taken: set[str]) -> list[str]:
+        """n new names of three different parts each."""
+        names: dict[str, None] = {}
+        while len(names) < n:
+            name = " ".join(rng.sample(pool, 3))
+            if name not in taken:
+                names[name] = None
+        return list(names)
 
     def _facts(self) -> dict[str, dict[str, str]]:
         """Person -> attribute -> value. Among known people all values are equally common."""

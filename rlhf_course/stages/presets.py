@@ -1,0 +1,128 @@
+"""What `--size` and `--world` make of the settings left unset: the one dial.
+
+The values were found on training and validation prompts; the people and prompts of the evaluation
+had no say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from rlhf_course.errors import ConfigError
+from rlhf_course.gpt import GPTConfig
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"layers": 2, "heads": 2, "width": 64},
+    "small": {"layers": 3, "heads": 4, "width": 128},
+    "gpt2": {"layers": 12, "heads": 12, "width": 768},
+}
+
+
+PRESETS: dict[tuple[str, str], dict[str, dict]] = {
+    ("town", "small"): {
+        "pretrain": {"steps": 500, "batch": 64, "lr": 3e-3, "warmup": 50, "context": 64,
+                     "window": 48},
+        "sft": {"steps": 300, "batch": 64, "lr": 1e-3, "warmup": 50, "corpus_rows": 0,
+                "packing": False},
+        "comparisons": {"prompts": 10000, "answers": 5, "hot_answers": 1},
+        "reward_model": {"batch": 48, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
+                         "normalize": "bias"},
+        "ppo": {"iterations": 60, "batch": 256, "lr": 1.5e-4, "critic_lr": 3e-4,
+                "critic_warmup": 6, "max_new_tokens": 12, "kl_coef": 0.3, "kl_target": 1.5,
+                "kl_horizon": 1280.0, "kl_floor": 0.02, "eos_penalty": 1.0, "eos_override": -5.0,
+                "ptx_coef": 0.1, "known_share": 0.3},
+    },
+    ("reviews", "small"): {
+        "pretrain": {"steps": 2000, "batch": 24, "lr": 4e-3, "warmup": 50, "context": 64,
+                     "window": 48},
+        "sft": {"steps": 500, "batch": 32, "lr": 1.5e-3, "warmup": 50, "corpus_rows": 6,
+                "packing": False},
+        "comparisons": {"prompts": 8000, "answers": 5, "hot_answers": 0},
+        "reward_model": {"batch": 16, "lr": 3e-3, "warmup": 30, "epochs": 3, "pooling": "sum",
+                         "normalize": "gain_bias"},
+        "ppo": {"iterations": 80, "batch": 128, "lr": 1.5e-4, "critic_lr": 4.5e-4,
+                "critic_warmup": 6, "max_new_tokens": 40, "kl_coef": 0.1, "kl_target": 4.0,
+                "kl_horizon": 640.0, "kl_floor": 0.08, "eos_penalty": 2.0, "ptx_coef": 1.0},
+    },
+}  # fmt: skip
+
+
+def _derived(world: str, base: str, changes: dict[str, dict]) -> dict[str, dict]:
+    preset = {stage: dict(values) for stage, values in PRESETS[world, base].items()}
+    for stage, values in changes.items():
+        preset[stage].update(values)
+    return preset
+
+
+# tiny: seconds, for tests and a first look. gpt2: 124 M parameters, for a GPU.
+for _world in ("town", "reviews"):
+    PRESETS[_world, "tiny"] = _derived(_world, "small", {
+        "pretrain": {"steps": 60, "batch": 16, "warmup": 10},
+        "sft": {"steps": 30, "batch": 16, "warmup": 5},
+        "comparisons": {"prompts": 128},
+        "reward_model": {"batch": 16, "epochs": 1},
+        "ppo": {"iterations": 3, "batch": 32, "critic_warmup": 1, "kl_horizon": 160.0},
+    })  # fmt: skip
+    PRESETS[_world, "gpt2"] = _derived(_world, "small", {
+        "pretrain": {"lr": 6e-4, "warmup": 100},
+        "sft": {"lr": 1e-4},
+        "reward_model": {"lr": 3e-5, "batch": 48, "epochs": 1},
+        "ppo": {"lr": 1e-5, "critic_lr": 3e-5},
+    })  # fmt: skip
+
+# With --data there is no world to take a value from.
+DATA_DEFAULTS = {
+    "pretrain": {"steps": 1000, "batch": 32, "lr": 2e-3, "warmup": 50, "context": 256,
+                 "window": 128},
+    "sft": {"steps": 400, "batch": 32, "lr": 2e-3, "warmup": 50, "corpus_rows": 0,
+            "packing": True},
+    "reward_model": {"batch": 32, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
+                     "normalize": "none"},
+    "ppo": {"iterations": 60, "batch": 128, "lr": 1e-4, "critic_lr": 3e-4, "critic_warmup": 4,
+            "max_new_tokens": 64, "kl_coef": 0.05, "kl_target": 4.0, "kl_horizon": 640.0,
+            "kl_floor": 0.01, "eos_penalty": 1.0, "ptx_coef": 0.0},
+}  # fmt: skip
+
+
+def resolve(config, stage: str):
+    """Fill the fields that are None, in place, from the preset; returns the config."""
+    data = getattr(config, "data", None)
+    values = DATA_DEFAULTS[stage] if data else PRESETS[config.world, config.size][stage]
+    for field in fields(config):
+        if getattr(config, field.name) is None and field.name in values:
+            setattr(config, field.name, values[field.name])
+    if config.checkpoint_every < 1:
+        raise ConfigError(f"--checkpoint-every {config.checkpoint_every}: give at least 1.")
+    for name in ("steps", "batch", "iterations", "epochs", "minibatch", "prompts"):
+        value = getattr(config, name, None)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: give at least 1.")
+    if config.out is None:
+        config.out = workspace(config) / stage
+    return config
+
+
+def workspace(config) -> Path:
+    """The folder in which the stages of one experiment lie side by side."""
+    if config.out is not None:
+        return Path(config.out).parent
+    data = getattr(config, "data", None)
+    return (
+        Path("runs")
+        / f"{Path(data).stem if data else config.world}-{config.size}-seed{config.seed}"
+    )
+
+
+def identity(config) -> dict:
+    """What makes the run what it is: every setting that changes its result, as plain JSON."""
+    skip = {"out", "overwrite"}
+    return {k: str(v) if isinstance(v, Path) else v
+            for k, v in asdict(config).items() if k not in skip}  # fmt: skip
+
+
+def model_shape(size: str, vocab_size: int, context: int) -> GPTConfig:
+    """A GPT of this size. Heads are at least 32 wide, so that vLLM serves them on a CPU too."""
+    if size not in SHAPES:
+        raise ConfigError(f"size {size!r} is unknown: choose one of {', '.join(SHAPES)}.")
+    return GPTConfig(vocab_size=vocab_size, context=context, **SHAPES[size])

@@ -1,0 +1,88 @@
+"""Pretraining: the next token of every document.
+
+rlhf-course pretrain --world town --size small
+rlhf-course pretrain --data my_text.jsonl --size tiny
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlhf_course.data import read_documents, split_rows
+from rlhf_course.errors import check_finite
+from rlhf_course.gpt import next_token_loss
+from rlhf_course.runs import Run, State
+from rlhf_course.stages.corpus import Corpus
+from rlhf_course.stages.presets import SHAPES, identity, resolve
+from rlhf_course.stages.settings import PretrainConfig
+from rlhf_course.stages.setup import announce, device_of, load_policy, new_model, world_of
+from rlhf_course.training import learning_rate, make_optimizer, set_learning_rate
+from rlhf_course.world.tokenizer import train_tokenizer
+
+
+def prepare(config: PretrainConfig, device):
+    """(model, tokenizer, training corpus, validation corpus)."""
+    if config.data:
+        held, texts = split_rows(read_documents(config.data), 0.1, config.seed)
+        tokenizer = None
+    else:
+        world = world_of(config.world, config.size, config.seed)
+        texts, held = world.documents("train"), world.documents("validation")
+        tokenizer = world.tokenizer
+    if config.model and config.model not in SHAPES:
+        model, tokenizer = load_policy(config.model, device)
+    else:
+        tokenizer = tokenizer or train_tokenizer(texts, config.vocab_size)
+        model = new_model(config.model or config.size, tokenizer, config.context, config.seed)
+    train, validation = (Corpus(t, tokenizer, config.window) for t in (texts, held))
+    return device.place(model), tokenizer, train, validation
+
+
+@torch.no_grad()
+def perplexity_of(model: nn.Module, corpus: Corpus, limit: int = 512) -> float:
+    """exp of the mean negative log-likelihood of each token after the first of held-out rows."""
+    rows = corpus.every_row(limit).to(next(model.parameters()).device)
+    losses = [next_token_loss(model(part), part) * len(part) for part in rows.split(64)]
+    return math.exp(float(torch.stack(losses).sum()) / len(rows))
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run (or finish) the stage; returns the model's directory."""
+    resolve(config, "pretrain")
+    device = device_of(config)
+    announce("pretrain", config, device)
+    run = Run(config.out, identity(config), config.steps, "pretrain",
+              config.overwrite, config.checkpoint_every)  # fmt: skip
+    if run.finished:
+        return run.model_dir
+    model, tokenizer, corpus, validation = prepare(config, device)
+    optimizer = make_optimizer(model, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
+    with run:
+        for step in run.steps(State({"model": model}, {"adam": optimizer})):
+            began = time.perf_counter()
+            lr = learning_rate(config.lr, step, config.steps, config.schedule, config.warmup,
+                               config.lr_floor)  # fmt: skip
+            set_learning_rate(optimizer, lr)
+            rows = corpus.rows(config.batch, config.seed, "pretrain", step).to(device.device)
+            loss = next_token_loss(model(rows), rows)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            metrics = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr}
+            check_finite(metrics, f"pretrain step {step}")
+            optimizer.step()
+            if (step + 1) % 100 == 0 or step + 1 == config.steps:
+                metrics["validation_perplexity"] = perplexity_of(model, validation)
+            seconds = time.perf_counter() - began
+            timing = {"seconds": seconds, "tokens_per_second": rows.numel() / seconds}
+            run.log(step, metrics, timing)
+        run.finish(
+            lambda folder: model.save_pretrained(folder, tokenizer),
+            {"validation_perplexity": perplexity_of(model, validation)},
+        )
+    return run.model_dir

@@ -1,0 +1,204 @@
+"""Reward model: the SFT model with a scalar head, trained on comparisons.
+
+rlhf-course reward-model --world town --size small
+rlhf-course reward-model --data preferences.jsonl --model runs/…/sft/model
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_course.data import read_comparisons, split_rows
+from rlhf_course.errors import check_finite
+from rlhf_course.evaluation import expected_calibration_error
+from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
+from rlhf_course.runs import Run, State
+from rlhf_course.sft import encode_prompt
+from rlhf_course.stages.comparisons import read_comparisons_run
+from rlhf_course.stages.presets import identity, resolve, workspace
+from rlhf_course.stages.settings import RewardModelConfig
+from rlhf_course.stages.setup import announce, before, device_of, load_policy, world_of
+from rlhf_course.training import (
+    epoch_batch,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    shuffled,
+)  # fmt: skip
+
+
+@dataclass
+class Ranked:
+    """One prompt's answers as tokens, best first."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+    source: object = None  # the world's Comparison, where there is one
+
+
+def encode_ranked(tokenizer, prompt: str, responses, finished=None, source=None) -> Ranked:
+    """Tokens of the prompt (chat template) and of each answer, EOS added where it ended."""
+    finished = finished or [True] * len(responses)
+    ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    ends = [[tokenizer.eos_token_id] if end else [] for end in finished]
+    answers = [a + e for a, e in zip(ids, ends, strict=True)]
+    return Ranked(encode_prompt(tokenizer, prompt), answers, source)
+
+
+def batch_tensors(part: list[Ranked], device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """tokens (N, T), prompt lengths (N,), answer lengths (N,), and where each of the N answers
+    stands in a (prompts, K) table, as flat indices (N,)."""
+    rows, prompts, lengths, places = [], [], [], []
+    width = max(len(r.answers) for r in part)
+    for i, ranked in enumerate(part):
+        for j, answer in enumerate(ranked.answers):
+            rows.append(ranked.prompt + answer)
+            prompts.append(len(ranked.prompt))
+            lengths.append(len(answer))
+            places.append(i * width + j)
+    longest = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    return tuple(t.to(device) for t in (tokens, *map(torch.tensor, (prompts, lengths, places))))
+
+
+def score_table(model: ScalarModel, part: list[Ranked]) -> tuple[Tensor, Tensor]:
+    """(scores (prompts, K), mask (prompts, K)): every answer is read once."""
+    device = next(model.parameters()).device
+    tokens, prompts, lengths, places = batch_tensors(part, device)
+    scores = model.rewards(tokens, prompts, lengths)  # (N,)
+    size = (len(part), max(len(r.answers) for r in part))
+    mask = torch.zeros(size, dtype=torch.bool, device=device)
+    mask.view(-1)[places] = True
+    return torch.zeros(size, device=device).masked_scatter(mask, scores), mask
+
+
+@torch.no_grad()
+def evaluate(model: ScalarModel, held: list[Ranked], world=None) -> dict:
+    """Accuracy on held-out pairs (ties count half), the world's best possible, calibration."""
+    right = pairs = 0.0
+    probabilities: list[float] = []
+    tables = [score_table(model, held[i : i + 128]) for i in range(0, len(held), 128)]
+    for scores, mask in tables:
+        better, worse = torch.triu_indices(mask.shape[1], mask.shape[1], 1)
+        both = mask[:, better] & mask[:, worse]
+        margin = (scores[:, better] - scores[:, worse])[both]
+        right += float((margin > 0).sum() + 0.5 * (margin == 0).sum())
+        pairs += len(margin)
+        probabilities += margin.sigmoid().tolist()
+    out = {"eval_accuracy": right / pairs}
+    # Every other pair is asked the wrong way round, so that there is something to calibrate on.
+    turned = [p if i % 2 else 1 - p for i, p in enumerate(probabilities)]
+    outcomes = [float(i % 2) for i in range(len(probabilities))]
+    out["eval_calibration_error"] = float(expected_calibration_error(turned, outcomes))
+    if world is not None:
+        bayes = world.bayes_accuracy([r.source for r in held])
+        out |= {"bayes_full": bayes["full"], "bayes_closed_book": bayes["closed_book"]}
+        out["ratio_closed_book"] = out["eval_accuracy"] / bayes["closed_book"]
+        out["ratio_full"] = out["eval_accuracy"] / bayes["full"]
+    return out
+
+
+def prepare(config: RewardModelConfig, device):
+    """(model, tokenizer, training comparisons, held-out comparisons, world or None)."""
+    source = config.model or before(config, "sft")
+    language_model, tokenizer = load_policy(source, device)
+    model = device.place(
+        ScalarModel.from_language_model(language_model, config.pooling, config.seed)
+    )
+    if config.data:
+        rows = read_comparisons(config.data)
+        parts = split_rows(rows, config.validation, config.seed)
+        held, train = (
+            [encode_ranked(tokenizer, p.prompt, p.responses) for p in part] for part in parts
+        )
+        return model, tokenizer, train, held, None
+    folder = workspace(config) / "comparisons"
+    train, held = (
+        [encode_ranked(tokenizer, c.prompt.text, c.responses, c.finished, c)
+         for c in read_comparisons_run(folder / name)]
+        for name in ("comparisons.jsonl", "heldout.jsonl")
+    )  # fmt: skip
+    return model, tokenizer, train, held, world_of(config.world, config.size, config.seed)
+
+
+def loss_of(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) -> Tensor:
+    """K-wise (each prompt's pairs averaged first) or over single pairs."""
+    scores, mask = score_table(model, part)
+    if config.loss == "kwise":
+        ranks = torch.arange(mask.shape[1], device=mask.device).expand_as(scores)  # best first
+        return kwise_loss(scores, ranks, mask)
+    better, worse = torch.triu_indices(mask.shape[1], mask.shape[1], 1)
+    both = mask[:, better] & mask[:, worse]
+    return pairwise_loss(scores[:, better][both], scores[:, worse][both])
+
+
+def as_pairs(ranked: list[Ranked], seed: int) -> list[Ranked]:
+    """Every pair of every prompt as a comparison of its own, shuffled."""
+    pairs = [
+        Ranked(r.prompt, [r.answers[i], r.answers[j]], r.source)
+        for r in ranked for i in range(len(r.answers)) for j in range(i + 1, len(r.answers))
+    ]  # fmt: skip
+    return [pairs[i] for i in shuffled(len(pairs), seed, "pairs")]
+
+
+@torch.no_grad()
+def normalize(config: RewardModelConfig, model: ScalarModel, train: list[Ranked], world, tokenizer):
+    """Set gain and bias: on demonstrations (bias), or on the SFT model's answers (gain, bias)."""
+    if config.normalize == "none":
+        return
+    some = train[:512]
+    if config.normalize == "bias" and world is not None:
+        some = [encode_ranked(tokenizer, d.prompt.text, [d.response])
+                for d in world.demonstrations()[:512]]  # fmt: skip
+    scores = [score_table(model, some[i : i + 128]) for i in range(0, len(some), 128)]
+    rewards = torch.cat([table[mask] for table, mask in scores])
+    gain, bias = normalize_rewards(rewards, config.normalize)
+    model.gain.fill_(gain)
+    model.bias.fill_(bias)
+
+
+def train_reward_model(config: RewardModelConfig) -> Path:
+    """Run (or finish) the stage; returns the model's directory."""
+    resolve(config, "reward_model")
+    device = device_of(config)
+    announce("reward_model", config, device)
+    run_config = identity(config)
+    if (Path(config.out) / "done.json").exists() and not config.overwrite:
+        return Run(config.out, run_config, 0, "reward_model").model_dir
+    model, tokenizer, train, held, world = prepare(config, device)
+    if config.loss == "pairwise":
+        train = as_pairs(train, config.seed)
+    steps = config.steps or config.epochs * math.ceil(len(train) / config.batch)
+    run = Run(config.out, run_config, steps, "reward_model",
+              config.overwrite, config.checkpoint_every)  # fmt: skip
+    optimizer = make_optimizer(model, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
+    with run:
+        for step in run.steps(State({"model": model}, {"adam": optimizer})):
+            began = time.perf_counter()
+            lr = learning_rate(config.lr, step, steps, config.schedule, config.warmup,
+                               config.lr_floor)  # fmt: skip
+            set_learning_rate(optimizer, lr)
+            part = [
+                train[i] for i in epoch_batch(len(train), config.batch, step, config.seed, "rm")
+            ]
+            loss = loss_of(config, model, part)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            metrics = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr}
+            check_finite(metrics, f"reward_model step {step}")
+            optimizer.step()
+            seconds = time.perf_counter() - began
+            if (step + 1) % 100 == 0 or step + 1 == steps:
+                metrics |= evaluate(model, held, world)
+            run.log(step, metrics, {"seconds": seconds, "prompts_per_second": len(part) / seconds})
+        summary = evaluate(model, held, world)
+        normalize(config, model, train, world, tokenizer)
+        run.finish(lambda folder: model.save_pretrained(folder, tokenizer), summary)
+    return run.model_dir

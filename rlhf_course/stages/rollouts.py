@@ -1,0 +1,151 @@
+"""One rollout of PPO: prompts, answers, scores, log-probs, values, and the advantages of it all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_course import mdp
+from rlhf_course.ppo import whiten
+from rlhf_course.ppo_ptx import PopArt, RunningMoments
+from rlhf_course.rollout import Rollout, action_logprobs
+from rlhf_course.sampling import Generation, generate
+from rlhf_course.stages.settings import PPOConfig
+
+
+@dataclass
+class Task:
+    """A prompt as PPO uses it."""
+
+    text: str
+    tokens: list[int]
+    row: dict = field(default_factory=dict)
+    """The data set's own columns, for a reward function."""
+    source: object = None
+    """The world's Prompt, where there is one."""
+
+
+@dataclass
+class Answers:
+    """Sampled answers as tensors: tokens (B, T), lengths (B,), finished (B,), texts."""
+
+    tasks: list[Task]
+    tokens: Tensor
+    prompt_lengths: Tensor
+    response_lengths: Tensor
+    finished: Tensor
+    texts: list[str]
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T-1) bool: the actions."""
+        return mdp.action_mask(self.prompt_lengths, self.response_lengths, self.tokens.shape[1])
+
+
+def decode_answers(tokenizer, out: Generation) -> list[str]:
+    """The answers' texts without the EOS that ends them. Other special tokens are kept: a policy
+    that writes <|user|> should be seen to."""
+    ids = [r[:-1] if end else r for r, end in zip(out.responses, out.finished, strict=True)]
+    return [text.strip() for text in tokenizer.batch_decode(ids)]
+
+
+def as_tensors(tasks: list[Task], out: Generation, tokenizer, device) -> Answers:
+    """Prompts and answers side by side, right-padded; lengths say what is real."""
+    rows = [task.tokens + response for task, response in zip(tasks, out.responses, strict=True)]
+    longest = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    return Answers(
+        tasks, tokens,
+        torch.tensor([len(t.tokens) for t in tasks], device=device),
+        torch.tensor([len(r) for r in out.responses], device=device),
+        torch.tensor(out.finished, device=device),
+        decode_answers(tokenizer, out),
+    )  # fmt: skip
+
+
+def collect(
+    policy: nn.Module, tasks: list[Task], tokenizer, config: PPOConfig, generator: torch.Generator
+) -> Answers:
+    """Sample one answer to each task."""
+    out = generate(
+        policy, [t.tokens for t in tasks], config.max_new_tokens, tokenizer.eos_token_id,
+        config.temperature, generator=generator,
+    )  # fmt: skip
+    return as_tensors(tasks, out, tokenizer, next(policy.parameters()).device)
+
+
+def in_parts(function, size: int, *tensors: Tensor) -> list[Tensor]:
+    """Apply `function` to slices of `size` rows and join what it returns."""
+    parts = [function(*(t[i : i + size] for t in tensors)) for i in range(0, len(tensors[0]), size)]
+    return [torch.cat(columns) for columns in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def score_actions(
+    policy: nn.Module,
+    reference: nn.Module,
+    critic: nn.Module,
+    answers: Answers,
+    config: PPOConfig,
+    popart: PopArt | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(logprobs, reference logprobs, values), (B, T-1) each, 0 outside the actions."""
+    size = config.micro_batch or config.minibatch
+
+    def read(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs, _ = action_logprobs(policy, tokens, mask, config.temperature)
+        ref_logprobs, _ = action_logprobs(reference, tokens, mask, config.temperature)
+        values = critic.token_scores(tokens)[:, :-1]
+        return logprobs, ref_logprobs, torch.where(mask, values, 0.0)
+
+    logprobs, ref_logprobs, values = in_parts(read, size, answers.tokens, answers.mask)
+    if popart is not None:
+        values = torch.where(answers.mask, popart.denormalize(values), 0.0)
+    return logprobs, ref_logprobs, values
+
+
+def shape_scores(
+    scores: Tensor, finished: Tensor, config: PPOConfig, moments: RunningMoments | None
+) -> Tensor:
+    """The score that enters the return: normalised, then the penalty for a missing EOS."""
+    if moments is not None:
+        moments.update(scores)
+        scores = moments.normalize(scores)
+    return mdp.score_with_eos(scores, finished, config.eos_penalty, config.eos_override)
+
+
+def assemble(
+    answers: Answers,
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    values: Tensor,
+    kl_coef: float,
+    config: PPOConfig,
+) -> tuple[Rollout, Tensor]:
+    """The rollout ready for updates, and the KL of each answer, (B,) nats (k1 summed).
+
+    scores: (B,), as `shape_scores` returns them.
+    """
+    mask = answers.mask
+    kl = mdp.kl_estimate(logprobs, ref_logprobs, "k1") * mask  # (B, T-1)
+    value_mask = mask
+    if config.mdp == "token":
+        rewards = mdp.token_rewards(scores, kl, mask, kl_coef, config.reward_clip)
+        advantages, returns = mdp.gae(rewards, values, mask, config.gamma, config.lam)
+    else:
+        first = mask.int().argmax(
+            dim=1, keepdim=True
+        )  # (B, 1): V(prompt) stands at the first action
+        baseline = values.gather(1, first)[:, 0]  # (B,)
+        if config.reward_clip is not None:
+            scores = scores.clamp(-config.reward_clip, config.reward_clip)
+        advantages, totals = mdp.sequence_advantages(scores, kl, baseline, mask, kl_coef)
+        returns = totals[:, None] * mask  # (B, T-1), read at the first action only
+        value_mask = torch.zeros_like(mask).scatter_(1, first, True)
+    if config.whiten:
+        advantages = whiten(advantages, mask)
+    rollout = Rollout(answers.tokens, mask, logprobs, advantages, values, returns, value_mask)
+    return rollout, kl.sum(dim=1)

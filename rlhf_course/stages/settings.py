@@ -1,0 +1,273 @@
+"""The settings of every stage: one dataclass each, whose fields tyro turns into flags.
+
+A field that is None takes its value from `presets`, by world and size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlhf_course.device import DeviceName, DtypeName
+from rlhf_course.training import Schedule
+
+Size = Literal["tiny", "small", "gpt2"]
+WorldName = Literal["town", "reviews"]
+
+
+@dataclass
+class Common:
+    """What every stage has."""
+
+    world: WorldName = "town"
+    """Embedded world, used when no --data is given."""
+    size: Size = "small"
+    """The one dial: model shape, data and every setting left unset follow from it."""
+    seed: int = 0
+    """Seed of everything random."""
+    out: Path | None = None
+    """Run folder [default: runs/WORLD-SIZE-seedN/STAGE]."""
+    overwrite: bool = False
+    """Replace a run folder that holds another run."""
+    checkpoint_every: int = 50
+    """Steps between two checkpoints."""
+    device: DeviceName = "auto"
+    """Where to run: CUDA if there is one, else Apple's MPS, else the CPU."""
+    dtype: DtypeName = "auto"
+    """Precision of matrix products; weights are float32 always."""
+    threads: int | None = None
+    """CPU threads [default: OMP_NUM_THREADS, else one a core, at most 8]."""
+
+
+@dataclass
+class Optimization:
+    """Optimiser settings shared by the supervised stages."""
+
+    steps: int | None = None
+    """Updates [by size]."""
+    batch: int | None = None
+    """Sequences (for the reward model: prompts) an update [by size]."""
+    lr: float | None = None
+    """Peak learning rate [by size]."""
+    schedule: Schedule = "linear"
+    """Learning-rate schedule after the warm-up."""
+    warmup: int | None = None
+    """Updates of warm-up [by size]."""
+    lr_floor: float = 0.05
+    """The schedule ends at this share of the peak."""
+    weight_decay: float = 0.01
+    """AdamW's decay of matrices."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this norm."""
+
+
+@dataclass
+class PretrainConfig(Optimization, Common):
+    """GPT: learn the corpus, token by token."""
+
+    model: str | None = None
+    """Size, directory or hub name to go on from [default: a new one of --size]."""
+    data: str | None = None
+    """Text: .jsonl/.parquet file or folder, or hub name (field text) [default: the world]."""
+    context: int | None = None
+    """Longest sequence in tokens [by world; with --data 256]."""
+    window: int | None = None
+    """Tokens in a training row [by world]."""
+    vocab_size: int = 2048
+    """Size of the tokenizer trained on --data."""
+
+
+@dataclass
+class SFTConfig(Optimization, Common):
+    """Supervised fine-tuning: imitate demonstrations."""
+
+    model: str | None = None
+    """Size (a new model), directory or hub name [default: the pretraining run beside --out]."""
+    data: str | None = None
+    """Dialogues: file, folder or hub name; messages or prompt/response [default: the world]."""
+    validation: float = 0.2
+    """Share of --data held out."""
+    corpus_rows: int | None = None
+    """Rows of pretraining text in each batch, against forgetting [by world]."""
+    packing: bool | None = None
+    """Several dialogues in a row, without attention between them [by world]."""
+    context: int = 256
+    """Longest sequence of a new model trained on --data."""
+    vocab_size: int = 2048
+    """Size of the tokenizer trained on --data."""
+    truncate: bool = False
+    """Cut dialogues that exceed the context (counted and reported) instead of refusing them."""
+    eval_every: int = 50
+    """Updates between two evaluations on held-out dialogues."""
+
+
+@dataclass
+class ComparisonsConfig(Common):
+    """Let the SFT model answer, and the world's labeler rank the answers."""
+
+    model: str | None = None
+    """Directory or hub name of the policy that answers [default: the SFT run beside --out]."""
+    prompts: int | None = None
+    """Prompts to compare answers to [by size]."""
+    answers: int | None = None
+    """K: answers a prompt, the injected one included [by world]."""
+    heldout: int = 500
+    """Further prompts whose comparisons measure the reward model."""
+    hot_answers: int | None = None
+    """How many of the K are sampled at temperature 1.4 [by world]."""
+
+
+@dataclass
+class RewardModelConfig(Optimization, Common):
+    """Reward model: learn which answer people prefer."""
+
+    model: str | None = None
+    """Directory or hub name to start from [default: the SFT run beside --out]."""
+    data: str | None = None
+    """Comparisons: prompt/chosen/rejected or ranked responses [default: the comparisons run]."""
+    validation: float = 0.1
+    """Share of --data held out."""
+    pooling: Literal["last", "mean", "sum"] | None = None
+    """Reward read at the EOS, or as mean or sum over the answer's tokens [by world]."""
+    epochs: int | None = None
+    """Passes over the comparisons, when --steps is not given [by world]."""
+    loss: Literal["kwise", "pairwise"] = "kwise"
+    """All pairs of a prompt as one batch element, or pairs shuffled on their own."""
+    normalize: Literal["bias", "gain_bias", "none"] | None = None
+    """Afterwards: mean 0 on demonstrations, or mean 0 and deviation 1 on SFT answers [by world]."""
+
+
+@dataclass
+class PPOConfig(Common):
+    """PPO-ptx: improve the policy by the reward, near the reference, without forgetting."""
+
+    model: str | None = None
+    """Policy to start from, and reference [default: the SFT run beside --out]."""
+    reward_model: str | None = None
+    """Reward model; the critic starts from it too [default: the run beside --out]."""
+    reward: str | None = None
+    """module:function scoring (prompts, responses, rows) instead of a reward model."""
+    data: str | None = None
+    """Prompts: file, folder or hub name [default: the world]."""
+    ptx_data: str | None = None
+    """Text for the pretraining term [default: the world; with --data none]."""
+    validation: float = 0.2
+    """Share of --data held out, not used for training."""
+    iterations: int | None = None
+    """Rollouts [by world]."""
+    batch: int | None = None
+    """Episodes a rollout [by world]."""
+    epochs: int = 2
+    """Passes over each rollout."""
+    minibatch: int = 64
+    """Episodes an update."""
+    micro_batch: int | None = None
+    """Episodes a forward pass [default: --minibatch]."""
+    lr: float | None = None
+    """Peak learning rate of the policy [by world]."""
+    lr_floor: float = 0.2
+    """The linear schedule ends at this share of the peak."""
+    warmup: int = 5
+    """Iterations of warm-up of the policy's learning rate."""
+    critic_lr: float | None = None
+    """Learning rate of the critic [by world]."""
+    critic_warmup: int | None = None
+    """Rollouts before the first, on which the critic alone is trained [by world]."""
+    critic_warmup_lr: float = 1e-3
+    """Learning rate of the critic during its warm-up."""
+    max_new_tokens: int | None = None
+    """Longest answer [by world; with --data 64]."""
+    temperature: float = 1.0
+    """Of the sampling, and of every log-probability of the policy and the reference."""
+    mdp: Literal["token", "sequence"] = "token"
+    """Token-level: each token an action with its own advantage. Sequence-level: one advantage."""
+    sequence_ratio: bool = False
+    """With --mdp sequence: one clipped ratio for the answer instead of one a token."""
+    gamma: float = 1.0
+    """Discount."""
+    lam: float = 0.95
+    """GAE's lambda."""
+    clip: float = 0.2
+    """Clip range of the ratio."""
+    dual_clip: float | None = None
+    """Bound of the loss for negative advantages, in multiples of the advantage."""
+    value_clip: float | None = None
+    """Clip range of the critic [default: none]."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this norm."""
+    whiten: bool = True
+    """Normalise the advantages over the rollout."""
+    kl_coef: float | None = None
+    """First price of the KL to the reference; 0: none at all [by world]."""
+    kl_controller: Literal["adaptive", "fixed"] = "adaptive"
+    """Ziegler's controller, or a constant price."""
+    kl_target: float | None = None
+    """The adaptive controller's target, nats a sequence [by world]."""
+    kl_horizon: float | None = None
+    """Its horizon in episodes [by world]."""
+    kl_floor: float | None = None
+    """It never goes below this price [by world]."""
+    reward_norm: Literal["none", "running", "ema"] = "none"
+    """Divide rewards by their standard deviation so far."""
+    value_norm: Literal["none", "popart"] = "none"
+    """Train the critic on normalised returns, preserving its outputs."""
+    reward_clip: float | None = None
+    """Scores are clipped to ± this."""
+    eos_penalty: float | None = None
+    """Subtracted from the score of an answer that never ended [by world]."""
+    eos_override: float | None = None
+    """Score of an answer that never ended, instead of the penalty [by world]."""
+    ptx_coef: float | None = None
+    """Weight of the pretraining loss; 0: none [by world]."""
+    ptx_reduction: Literal["token_mean", "seq_sum"] = "token_mean"
+    """Mean over tokens, or sum over each row's tokens."""
+    ptx_rows: int = 16
+    """Rows of pretraining text in each update."""
+    known_share: float | None = None
+    """Town: share of prompts about known people [by world]."""
+
+
+@dataclass
+class EvaluateConfig(Common):
+    """Judge a policy by the world's own utility, beside a baseline."""
+
+    model: str | None = None
+    """The policy [default: the PPO run beside --out]."""
+    baseline: str | None = None
+    """The policy to win against, and to measure the KL to [default: the SFT run beside --out]."""
+    reward_model: str | None = None
+    """Gives the proxy reward [default: the reward-model run beside --out, when it is there]."""
+    temperature: float = 1.0
+    """Of the answers."""
+    split: Literal["evaluation", "validation"] = "evaluation"
+    """Who is asked about: validation has the people on whom settings may be chosen."""
+
+
+Ablation = Literal["ppo_no_ptx", "ppo_no_kl", "ppo_no_kl_no_ptx", "ppo_sequence"]
+
+
+@dataclass
+class DemoConfig(Common):
+    """Everything, from nothing to report.html."""
+
+    ablations: tuple[Ablation, ...] | None = None
+    """More PPO runs beside the main one [default: town ppo_no_ptx; reviews the first three]."""
+    compare_poolings: bool = True
+    """Also train a reward model that reads the reward in another way."""
+
+
+@dataclass
+class WorldConfig:
+    """Write an embedded world's data as files: corpus, demonstrations, comparisons, tokenizer."""
+
+    world: WorldName = "town"
+    """Which world."""
+    size: Size = "small"
+    """How much of everything."""
+    seed: int = 0
+    """Seed of everything random."""
+    out: Path | None = None
+    """Folder to write [default: worlds/WORLD-SIZE-seedN]."""

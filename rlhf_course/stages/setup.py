@@ -1,0 +1,72 @@
+"""What the stages load before they train: worlds, models, and the result of the stage before."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlhf_course.device import Device, choose_device
+from rlhf_course.errors import ModelError
+from rlhf_course.gpt import GPT
+from rlhf_course.huggingface import HuggingFaceLM, load_language_model
+from rlhf_course.progress import console
+from rlhf_course.stages.presets import SHAPES, model_shape, workspace
+from rlhf_course.training import derive_seed
+from rlhf_course.world import make_world
+
+
+@lru_cache(maxsize=4)
+def world_of(name: str, size: str, seed: int):
+    """The embedded world, made once a process."""
+    return make_world(name, size, seed)
+
+
+def device_of(config) -> Device:
+    """The device that the configuration asks for; announced when a stage begins."""
+    return choose_device(config.device, config.dtype, config.threads)
+
+
+def announce(stage: str, config, device: Device) -> None:
+    """One line saying what begins, where, and into which folder."""
+    console.print(f"[bold]{stage}[/bold]  {device}  →  {config.out}", soft_wrap=True)
+
+
+def new_model(size: str, tokenizer, context: int, seed: int) -> GPT:
+    """A GPT of this size with fresh weights, a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        return GPT(model_shape(size, len(tokenizer), context))
+
+
+def before(config, stage: str) -> Path:
+    """The model of an earlier stage that stands beside this stage's folder.
+
+    Raises ModelError saying how to make it when it is not there.
+    """
+    model = workspace(config) / stage / "model"
+    if not (model / "config.json").exists():
+        command = stage.replace("_", "-")
+        raise ModelError(
+            f"{model}: not there; this stage starts from it. Run `rlhf-course {command}` with the "
+            "same --world, --size and --seed first, or name a model with --model."
+        )
+    return model
+
+
+def load_policy(name_or_dir, device: Device) -> tuple[GPT | HuggingFaceLM, object]:
+    """(language model on the device, tokenizer) from a directory or hub name."""
+    if str(name_or_dir) in SHAPES:
+        raise ModelError(
+            f"--model {name_or_dir}: a size names a new model, without weights, and this stage "
+            "needs a trained one. Give a directory or a hub name."
+        )
+    model, tokenizer = load_language_model(name_or_dir)
+    return device.place(model), tokenizer
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """The model for scoring only."""
+    return model.eval().requires_grad_(False)
