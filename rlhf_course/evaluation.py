@@ -62,17 +62,18 @@ def win_rate(
 
     gold_a, gold_b: (N,) worths of the two answers to the same N prompts. The interval is Wilson's
     with the rate as the share; ties vary less than wins and losses, so with many of them it is
-    wider than it need be. Raises ValueError where N is 0 or the lengths differ.
+    wider than it need be. Raises ValueError where N is 0, the lengths differ or a worth is NaN.
     """
     a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (gold_a, gold_b))
     if a.shape != b.shape or a.dim() != 1 or len(a) == 0:
         raise ValueError(f"worths of shapes {tuple(a.shape)} and {tuple(b.shape)}: not (N,) twice")
+    if torch.isnan(a).any() or torch.isnan(b).any():
+        raise ValueError("a worth is NaN, which neither wins nor loses")
     # BEGIN SOLUTION
-    wins, ties = int((a > b).sum()), int((a == b).sum())
+    wins, ties, losses = (int(won.sum()) for won in (a > b, a == b, a < b))
     rate = (wins + 0.5 * ties) / len(a)
-    return WinRate(
-        rate, *wilson_interval(rate, len(a), confidence), wins, ties, len(a) - wins - ties
-    )
+    low, high = wilson_interval(rate, len(a), confidence)
+    return WinRate(rate, low, high, wins, ties, losses)
     # END SOLUTION
 
 

@@ -30,7 +30,7 @@ from rlhf_course import checkpoints
 from rlhf_course.errors import CheckpointError, ConfigError, ModelError
 from rlhf_course.gpt import GPT
 from rlhf_course.huggingface import HuggingFaceLM
-from rlhf_course.mdp import masked_mean, masked_sum
+from rlhf_course.mdp import masked_mean, masked_sum, sequence_mask
 
 Pooling = Literal["last", "mean", "sum"]
 Method = Literal["bias", "gain_bias"]
@@ -73,13 +73,12 @@ def sum_reward(token_scores: Tensor, prompt_lengths: Tensor, response_lengths: T
 
 def _response_mask(token_scores: Tensor, prompt_lengths: Tensor, response_lengths: Tensor):
     """(B, T) bool, True on the tokens of the response."""
-    end = prompt_lengths + response_lengths
-    if (prompt_lengths < 0).any() or (response_lengths < 1).any():
+    length, end = token_scores.shape[1], prompt_lengths + response_lengths
+    if (response_lengths < 1).any():
         raise ValueError("empty answer: a response needs at least one token to be rewarded")
-    if (end > token_scores.shape[1]).any():
-        raise ValueError(f"prompt + response is longer than the row of {token_scores.shape[1]}")
-    position = torch.arange(token_scores.shape[1], device=token_scores.device)  # (T,)
-    return (position >= prompt_lengths[:, None]) & (position < end[:, None])  # (B, T)
+    if (end > length).any():
+        raise ValueError(f"prompt + response is longer than the row of {length} tokens")
+    return sequence_mask(end, length) & ~sequence_mask(prompt_lengths, length)  # (B, T)
 
 
 # ------------------------------------------------------------------------------------------ losses
@@ -101,8 +100,10 @@ def pairwise_loss(
     """
     if chosen.shape != rejected.shape or chosen.dim() != 1:
         raise ValueError(
-            f"chosen {tuple(chosen.shape)}, rejected {tuple(rejected.shape)}: not (N,)"
+            f"not (N,): chosen {tuple(chosen.shape)}, rejected {tuple(rejected.shape)}"
         )
+    if isinstance(margin, Tensor) and margin.shape not in ((), chosen.shape):
+        raise ValueError(f"margin {tuple(margin.shape)} for {len(chosen)} pairs")  # no broadcasting
     # BEGIN SOLUTION
     difference = chosen - rejected
     if margin is not None:
@@ -183,9 +184,6 @@ class ScalarModel(nn.Module):
     pooled reward and not to `token_scores`.
     """
 
-    gain: Tensor
-    bias: Tensor
-
     def __init__(self, backbone: nn.Module, pooling: Pooling = "last"):
         super().__init__()
         if pooling not in get_args(Pooling):
@@ -201,9 +199,8 @@ class ScalarModel(nn.Module):
     ) -> ScalarModel:
         """A copy of the language model's backbone under a new head; a function of the seed.
 
-        The head is drawn from N(0, 1 / (D + 1)), that is with this variance (Stiennon et al. 2020,
-        App. B.1); behind the final norm a hidden state has length √D, so scores begin near unit
-        variance. Its bias is 0.
+        The head is drawn with variance 1 / (D + 1) (Stiennon et al. 2020, App. B.1): behind the
+        final norm a hidden state has length √D, so scores begin near unit variance. Its bias is 0.
         """
         if isinstance(language_model, HuggingFaceLM):  # without the output matrix
             backbone = HuggingFaceLM(copy.deepcopy(language_model.backbone))
@@ -212,10 +209,8 @@ class ScalarModel(nn.Module):
             backbone = copy.deepcopy(language_model)
         model = cls(backbone.requires_grad_(True), pooling)
         generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(1, backbone.width, generator=generator) / (backbone.width + 1) ** 0.5
-        with torch.no_grad():
-            model.head.weight.copy_(weight)
-            model.head.bias.zero_()
+        nn.init.normal_(model.head.weight, std=(backbone.width + 1) ** -0.5, generator=generator)
+        nn.init.zeros_(model.head.bias)
         return model.to(next(language_model.parameters()).device)
 
     def token_scores(self, tokens: Tensor) -> Tensor:
@@ -237,8 +232,8 @@ class ScalarModel(nn.Module):
         return self.gain * pooled + self.bias
 
     def _folded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(head weight, head bias, what is left of the reward's bias) with gain and bias moved into
-        the head. A sum's bias stays: it cannot be shared out over tokens whose number varies."""
+        """(weight, bias) of a head with gain and bias in it, and the bias that is left: that of a
+        sum, since it cannot be shared out over tokens whose number varies."""
         weight, token_bias = self.gain * self.head.weight, self.gain * self.head.bias
         if self.pooling == "sum":
             return weight, token_bias, self.bias.clone()

@@ -163,7 +163,8 @@ def fit_context(examples: Sequence[Example], context: int, truncate: bool = Fals
     """Make sure that every dialogue fits into `context` tokens.
 
     A dialogue that does not is an error, unless `truncate` allows to cut off its end. A cut answer
-    has no EOS, so nobody learns to stop there. Raises DataError naming the lengths.
+    has no EOS, so nobody learns to stop there. Raises DataError naming the lengths, and when no
+    dialogue would be left.
     """
     too_long = [i for i, (tokens, _) in enumerate(examples) if len(tokens) > context]
     if too_long and not truncate:
@@ -173,10 +174,14 @@ def fit_context(examples: Sequence[Example], context: int, truncate: bool = Fals
             f"{context} tokens; number {longest + 1} has {len(examples[longest][0])}, the most. "
             "Take a model with a longer context, shorten the data, or cut them off with --truncate."
         )
-    cut = [(tokens[:context], labels[:context]) for tokens, labels in examples]
-    kept = [e for e in cut if any(label != IGNORE for label in e[1][1:])]
-    dropped = len(examples) - len(kept)
-    return Fitted(kept, len(too_long) - dropped, dropped)
+    hopeless = {i for i in too_long if set(examples[i][1][1:context]) <= {IGNORE}}
+    if hopeless and len(hopeless) == len(examples):
+        raise DataError(
+            f"every prompt fills the context of {context} tokens: no token of an answer is left. "
+            "Take a model with a longer context, or shorten the prompts."
+        )
+    kept = [(t[:context], ls[:context]) for i, (t, ls) in enumerate(examples) if i not in hopeless]
+    return Fitted(kept, len(too_long) - len(hopeless), len(hopeless))
 
 
 # --------------------------------------------------------------------------------- labels and loss

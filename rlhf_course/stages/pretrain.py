@@ -6,15 +6,14 @@ rlhf-course pretrain --data my_text.jsonl --size tiny
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from rlhf_course.data import read_documents, split_rows
 from rlhf_course.errors import check_finite
+from rlhf_course.evaluation import corpus_perplexity
 from rlhf_course.gpt import next_token_loss
 from rlhf_course.runs import Run, State
 from rlhf_course.stages.corpus import Corpus
@@ -43,12 +42,10 @@ def prepare(config: PretrainConfig, device):
     return device.place(model), tokenizer, train, validation
 
 
-@torch.no_grad()
 def perplexity_of(model: nn.Module, corpus: Corpus, limit: int = 512) -> float:
-    """exp of the mean negative log-likelihood of each token after the first of held-out rows."""
+    """Perplexity on held-out rows of the corpus."""
     rows = corpus.every_row(limit).to(next(model.parameters()).device)
-    losses = [next_token_loss(model(part), part) * len(part) for part in rows.split(64)]
-    return math.exp(float(torch.stack(losses).sum()) / len(rows))
+    return corpus_perplexity(model, rows)
 
 
 def pretrain(config: PretrainConfig) -> Path:

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 
 from rlhf_course.data import read_comparisons, split_rows
 from rlhf_course.errors import check_finite
-from rlhf_course.evaluation import expected_calibration_error
+from rlhf_course.evaluation import (
+    expected_calibration_error,
+    preference_accuracy,
+    reward_margin,
+)
 from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_prompt
@@ -81,21 +85,22 @@ def score_table(model: ScalarModel, part: list[Ranked]) -> tuple[Tensor, Tensor]
 @torch.no_grad()
 def evaluate(model: ScalarModel, held: list[Ranked], world=None) -> dict:
     """Accuracy on held-out pairs (ties count half), the world's best possible, calibration."""
-    right = pairs = 0.0
-    probabilities: list[float] = []
-    tables = [score_table(model, held[i : i + 128]) for i in range(0, len(held), 128)]
-    for scores, mask in tables:
+    chosen, rejected = [], []
+    for start in range(0, len(held), 128):
+        scores, mask = score_table(model, held[start : start + 128])
         better, worse = torch.triu_indices(mask.shape[1], mask.shape[1], 1)
-        both = mask[:, better] & mask[:, worse]
-        margin = (scores[:, better] - scores[:, worse])[both]
-        right += float((margin > 0).sum() + 0.5 * (margin == 0).sum())
-        pairs += len(margin)
-        probabilities += margin.sigmoid().tolist()
-    out = {"eval_accuracy": right / pairs}
+        both = mask[:, better] & mask[:, worse]  # (prompts, pairs)
+        chosen.append(scores[:, better][both])
+        rejected.append(scores[:, worse][both])
+    chosen, rejected = torch.cat(chosen), torch.cat(rejected)
     # Every other pair is asked the wrong way round, so that there is something to calibrate on.
-    turned = [p if i % 2 else 1 - p for i, p in enumerate(probabilities)]
-    outcomes = [float(i % 2) for i in range(len(probabilities))]
-    out["eval_calibration_error"] = float(expected_calibration_error(turned, outcomes))
+    asked = torch.arange(len(chosen), device=chosen.device) % 2  # 1: as labelled
+    probabilities = torch.where(asked == 1, chosen - rejected, rejected - chosen).sigmoid()
+    out = {
+        "eval_accuracy": preference_accuracy(chosen, rejected).accuracy,
+        "eval_margin": reward_margin(chosen, rejected),
+        "eval_calibration_error": expected_calibration_error(probabilities, asked),
+    }
     if world is not None:
         bayes = world.bayes_accuracy([r.source for r in held])
         out |= {"bayes_full": bayes["full"], "bayes_closed_book": bayes["closed_book"]}
