@@ -65,8 +65,8 @@ def mean_reward(token_scores: Tensor, prompt_lengths: Tensor, response_lengths: 
 
 
 def sum_reward(token_scores: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
-    """The sum of the response's scores, as `mean_reward` otherwise. It can count faults, which a
-    mean dilutes, and it can also learn to pay for length alone."""
+    """The sum of the response's scores. It counts faults that a mean dilutes, and can learn to pay
+    for length alone. Arguments as in `mean_reward`."""
     response = _response_mask(token_scores, prompt_lengths, response_lengths)
     return masked_sum(token_scores, response, dim=1)  # (B,)
 
@@ -154,13 +154,12 @@ def normalize_rewards(rewards: Tensor, method: Method = "bias") -> tuple[float, 
     "gain_bias": mean 0 and standard deviation 1 (of the population), measured on answers of the
     reference policy (Ziegler et al. 2019). With the gain the KL coefficient keeps its meaning from
     one reward model to the next. rewards: (N,) float, summed in float64.
-    Raises ValueError where there are none, one is not finite, or a gain is asked of equal ones;
-    ConfigError for another method.
+    Raises ValueError where there are none, one is not finite, or a gain is asked of equal ones.
     """
     if rewards.numel() == 0 or not torch.isfinite(rewards).all():
         raise ValueError("rewards must be finite, and at least one")
     if method not in get_args(Method):
-        raise ConfigError(f"normalisation {method!r}: it must be 'bias' or 'gain_bias'.")
+        raise ConfigError(f"normalisation {method!r}: it must be one of {get_args(Method)}.")
     # BEGIN SOLUTION
     rewards = rewards.detach().cpu().double()
     mean = rewards.mean().item()
@@ -179,9 +178,8 @@ def normalize_rewards(rewards: Tensor, method: Method = "bias") -> tuple[float, 
 class ScalarModel(nn.Module):
     """A backbone and one number for every position: a reward model, or a critic.
 
-    backbone: anything with `hidden_states(tokens) -> (B, T, D)` and `width` (GPT, HuggingFaceLM).
-    `gain` and `bias` are buffers, set by hand from `normalize_rewards`; they are applied to the
-    pooled reward and not to `token_scores`.
+    backbone: GPT or HuggingFaceLM. The buffers `gain` and `bias`, filled from `normalize_rewards`,
+    are applied to the pooled reward and not to `token_scores`.
     """
 
     def __init__(self, backbone: nn.Module, pooling: Pooling = "last"):
@@ -223,7 +221,7 @@ class ScalarModel(nn.Module):
 
         tokens (B, T) long: prompt, response (its EOS included), pads on the right; lengths (B,).
         """
-        scores = self.token_scores(tokens)
+        scores = self.token_scores(tokens)  # (B, T)
         if self.pooling == "last":
             pooled = last_token_reward(scores, prompt_lengths + response_lengths)
         else:
@@ -241,12 +239,11 @@ class ScalarModel(nn.Module):
 
     @torch.no_grad()
     def as_critic(self) -> ScalarModel:
-        """A trainable copy to begin a critic from. Its `token_scores` are on the reward's own scale
-        (gain and bias are folded into its head), since it has to predict what PPO is paid."""
+        """A trainable copy to begin a critic from, with gain and bias in its head: its token scores
+        have the reward's own scale, since it has to predict what PPO is paid."""
         critic = copy.deepcopy(self).requires_grad_(True)
         weight, token_bias, bias = self._folded()
-        critic.head.weight.copy_(weight)
-        critic.head.bias.copy_(token_bias)
+        critic.head.load_state_dict({"weight": weight, "bias": token_bias})
         critic.gain.fill_(1.0)
         critic.bias.copy_(bias)
         return critic
@@ -264,9 +261,8 @@ class ScalarModel(nn.Module):
         written into config.json as `reward_token_bias` and transformers' logit lacks it.
 
         transformers pools at the last token that is not `pad_token_id`, taken from the tokenizer.
-        Where pad and EOS are the same token it therefore reads the token before EOS, and its logit
-        is not our reward; give the tokenizer a pad of its own to avoid that.
-        Raises ModelError when transformers has no classifier of this architecture.
+        Where pad and EOS are one token it therefore reads the token before EOS, and its logit is not
+        our reward. Raises ModelError when transformers has no such classifier for the backbone.
         """
         weight, token_bias, bias = self._folded()
         tensors, config = _backbone_tensors(self.backbone)
@@ -287,25 +283,24 @@ class ScalarModel(nn.Module):
     def from_pretrained(cls, name_or_dir: str | os.PathLike) -> ScalarModel:
         """Read what `save_pretrained` wrote, or any sequence classifier with one label.
 
-        The rewards are those of the model that was saved; its gain and bias have become part of the
-        weights. Raises ModelError (not found), CheckpointError (another architecture, more than one
-        label, missing or misshapen tensors, each named).
+        Rewards are as they were; gain and bias have become part of the weights. Raises ModelError
+        (not found), CheckpointError (another architecture, more labels, missing tensors: named).
         """
         directory = checkpoints.resolve(name_or_dir)
         config, where = checkpoints.read_config(directory), str(name_or_dir)
-        architecture = (config.get("architectures") or ["nothing that says what it is"])[0]
+        architecture = (config.get("architectures") or ["an unnamed architecture"])[0]
         if not architecture.endswith("ForSequenceClassification"):
             raise CheckpointError(
-                f"{where}: holds {architecture}, not a reward model. Give the directory of one "
-                "(…ForSequenceClassification), or train one with `rlhf-course reward-model`."
+                f"{where}: holds {architecture}, not a reward model (…ForSequenceClassification). "
+                "Train one with `rlhf-course reward-model`."
             )
         tensors = checkpoints.read_tensors(directory)
         weight = tensors.pop("score.weight", None)
         if weight is None or weight.shape[0] != 1:
             found = "missing" if weight is None else f"of shape {tuple(weight.shape)}"
             raise CheckpointError(
-                f"{where}: score.weight is {found}, and a reward model needs it as (1, width). "
-                "Restore the checkpoint, or train a reward model with one label."
+                f"{where}: score.weight is {found}; a reward model has one row of weights. "
+                "Restore the checkpoint, or take one with a single label."
             )
         backbone = _read_backbone(directory, config, tensors, where)
         model = cls(backbone, config.get("reward_pooling", "last"))
@@ -320,17 +315,16 @@ def _backbone_tensors(backbone: GPT | HuggingFaceLM) -> tuple[dict[str, Tensor],
     if isinstance(backbone, GPT):
         tensors, config = backbone.to_huggingface()
         return tensors, config | {"architectures": ["GPT2ForSequenceClassification"]}
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
-    )
+    from transformers.models.auto import modeling_auto
 
     base = backbone.backbone
     config = json.loads(base.config.to_json_string())
-    classifier = CLASSIFIERS.get(base.config.model_type)
+    kind = base.config.model_type
+    classifier = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(kind)
     if classifier is None:
         raise ModelError(
-            f"transformers has no sequence classifier for {base.config.model_type!r}, so a reward "
-            "model on it cannot be saved. Start from another language model."
+            f"transformers has no sequence classifier for {kind!r}, so a reward model on it cannot "
+            "be saved. Start from another language model."
         )
     tensors = {f"{base.base_model_prefix}.{name}": t for name, t in base.state_dict().items()}
     return tensors, config | {"architectures": [classifier]}
