@@ -151,10 +151,9 @@ def normalize_rewards(rewards: Tensor, method: Method = "bias") -> tuple[float, 
     """(gain, bias) that bring these rewards to a known place: gain * r + bias.
 
     "bias": mean 0, gain 1, measured on demonstrations (Stiennon et al. 2020; Ouyang et al. 2022).
-    "gain_bias": mean 0 and standard deviation 1 (of the population), measured on answers of the
-    reference policy (Ziegler et al. 2019). With the gain the KL coefficient keeps its meaning from
-    one reward model to the next. rewards: (N,) float, summed in float64.
-    Raises ValueError where there are none, one is not finite, or a gain is asked of equal ones.
+    "gain_bias": mean 0 and standard deviation 1 (the population's), measured on answers of the
+    reference policy (Ziegler et al. 2019), so that a KL coefficient means the same under any model.
+    rewards (N,) float. Raises ValueError where one is not finite or they do not vary as needed.
     """
     if rewards.numel() == 0 or not torch.isfinite(rewards).all():
         raise ValueError("rewards must be finite, and at least one")
@@ -260,9 +259,9 @@ class ScalarModel(nn.Module):
         head's weights, adds c to every score. The RMSNorm of Llama or Qwen has none; there c is
         written into config.json as `reward_token_bias` and transformers' logit lacks it.
 
-        transformers pools at the last token that is not `pad_token_id`, taken from the tokenizer.
-        Where pad and EOS are one token it therefore reads the token before EOS, and its logit is not
-        our reward. Raises ModelError when transformers has no such classifier for the backbone.
+        transformers pools at the last token that is not `pad_token_id`, the tokenizer's. Where pad
+        and EOS are one token it reads the one before EOS, and its logit is not our reward.
+        Raises ModelError when transformers has no such classifier for the backbone.
         """
         weight, token_bias, bias = self._folded()
         tensors, config = _backbone_tensors(self.backbone)
