@@ -18,6 +18,7 @@ from torch import nn
 
 from rlhf_course.data import read_documents, read_prompts, split_rows
 from rlhf_course.errors import ConfigError, TrainingError, check_finite
+from rlhf_course.kl_control import PIKLController
 from rlhf_course.ppo import (
     AdaptiveKLController,
     FixedKLController,
@@ -119,16 +120,20 @@ class PPOTrainer:
         betas, eps = (0.9, 0.95), 1e-6
         self.policy_optimizer = make_optimizer(self.policy, config.lr, betas, eps)
         self.critic_optimizer = make_optimizer(self.critic, config.critic_lr, betas, eps)
-        adaptive = config.kl_controller == "adaptive" and config.kl_coef > 0
-        self.controller = (
-            AdaptiveKLController(
-                config.kl_coef, config.kl_target, config.kl_horizon, config.kl_floor
-            ) if adaptive else FixedKLController(config.kl_coef)
-        )  # fmt: skip
+        self.controller = self._controller()
         kinds = {"none": None, "running": RunningMoments, "ema": lambda: EMAMoments(0.99)}
         kind = kinds[config.reward_norm]
         self.moments = kind() if kind else None
         self.popart = PopArt(self.critic.head) if config.value_norm == "popart" else None
+
+    def _controller(self) -> FixedKLController:
+        config = self.config
+        if config.kl_controller == "fixed" or config.kl_coef == 0:
+            return FixedKLController(config.kl_coef)
+        common = (config.kl_coef, config.kl_target, config.kl_horizon, config.kl_floor)
+        if config.kl_controller == "adaptive":
+            return AdaptiveKLController(*common)
+        return PIKLController(*common, gain=config.kl_gain)
 
     def _corpus(self) -> Corpus:
         if self.config.ptx_data:

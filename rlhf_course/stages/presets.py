@@ -116,7 +116,7 @@ def workspace(config) -> Path:
 
 def identity(config) -> dict:
     """What makes the run what it is: every setting that changes its result, as plain JSON."""
-    skip = {"out", "overwrite"}
+    skip = {"out", "overwrite", "checkpoint_every"}
     return {k: str(v) if isinstance(v, Path) else v
             for k, v in asdict(config).items() if k not in skip}  # fmt: skip
 

@@ -202,14 +202,16 @@ class PPOConfig(Common):
     """Normalise the advantages over the rollout."""
     kl_coef: float | None = None
     """First price of the KL to the reference; 0: none at all [by world]."""
-    kl_controller: Literal["adaptive", "fixed"] = "adaptive"
-    """Ziegler's controller, or a constant price."""
+    kl_controller: Literal["pi", "adaptive", "fixed"] = "pi"
+    """Ziegler's controller with a proportional term, Ziegler's, or a constant price."""
+    kl_gain: float = 1.0
+    """Strength of the proportional term."""
     kl_target: float | None = None
-    """The adaptive controller's target, nats a sequence [by world]."""
+    """The controllers' target, nats a sequence [by world]."""
     kl_horizon: float | None = None
-    """Its horizon in episodes [by world]."""
+    """Episodes over which the price adapts [by world]."""
     kl_floor: float | None = None
-    """It never goes below this price [by world]."""
+    """The price never falls below this [by world]."""
     reward_norm: Literal["none", "running", "ema"] = "none"
     """Divide rewards by their standard deviation so far."""
     value_norm: Literal["none", "popart"] = "none"
