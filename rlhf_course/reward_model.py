@@ -8,9 +8,8 @@ token, EOS included, or the mean or the sum over its tokens:
     token_scores   s0   s1   s2   s3   s4    -        last: s4, mean: (s2 + s3 + s4) / 3
 
 It is trained on comparisons alone, so rewards mean something only in their differences; a constant
-added to all of them changes nothing. `normalize_rewards` fixes the constant afterwards.
-
-PPO's critic is a `ScalarModel` too, read at every token (`as_critic`).
+added to all of them changes nothing. `normalize_rewards` fixes the constant afterwards. PPO's
+critic is a `ScalarModel` too, read at every token.
 
 Tested by `pytest tests/test_reward_model.py`.
 """
@@ -326,7 +325,7 @@ def _backbone_tensors(backbone: GPT | HuggingFaceLM) -> tuple[dict[str, Tensor],
             "be saved. Start from another language model."
         )
     tensors = {f"{base.base_model_prefix}.{name}": t for name, t in base.state_dict().items()}
-    return tensors, config | {"architectures": [classifier]}
+    return tensors, config | {"architectures": [classifier], "dtype": "float32"}
 
 
 def _read_backbone(directory, config: dict, tensors: dict[str, Tensor], where: str):
