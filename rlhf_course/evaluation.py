@@ -176,7 +176,8 @@ def best_of_n(proxy: Tensor, gold: Tensor, n: int) -> Tensor:
     # BEGIN SOLUTION
     N = proxy.shape[1]
     # share[k]: how many of all subsets have their n members among k given answers.
-    share = torch.tensor([math.comb(k, n) / math.comb(N, n) for k in range(N + 1)]).double()
+    share = [math.comb(k, n) / math.comb(N, n) for k in range(N + 1)]
+    share = torch.tensor(share, dtype=torch.float64)  # (N + 1,)
     proxy, gold = proxy.detach().cpu().contiguous(), gold.detach().cpu().double()
     ordered = proxy.sort(dim=1).values  # (P, N)
     below = torch.searchsorted(ordered, proxy)  # (P, N)
