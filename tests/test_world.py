@@ -69,8 +69,8 @@ def as_numbers(world: World) -> str:
 # ------------------------------------------------------------------ generation
 
 FINGERPRINTS = {
-    ("town", "tiny"): "7eeeaa868476ee0f",
-    ("town", "small"): "678733cee7c7d495",
+    ("town", "tiny"): "aaffd3924ecc32d9",
+    ("town", "small"): "1f800448ccab5e84",
     ("reviews", "tiny"): "05c3f611ef6314e3",
     ("reviews", "small"): "ba9e1150bbd76b75",
 }
@@ -173,8 +173,17 @@ def test_tokens_do_not_betray_who_is_known(town):
     names = [name for people in town.people.values() for name in people]
     assert {len(ids) for ids in town.tokenizer(names)["input_ids"]} == {3}
     familiar = {part for name in town.people["known"] for part in name.split()}
-    assert familiar == {part for pool in NAME_PARTS for part in pool}
-    assert len(familiar) == 90
+    assert familiar == set(NAME_PARTS) and len(familiar) == 30
+
+
+def test_no_part_of_a_name_tells_who_is_meant(town):
+    """A part that belonged to one known person would let a model recall facts by it alone, for
+    strangers who share it too."""
+    parts = Counter(part for name in town.people["known"] for part in name.split())
+    assert parts.total() / len(parts) == pytest.approx(4.8)
+    assert sum(count >= 2 for count in parts.values()) >= 28
+    strangers = Counter(part for name in town.people["compared"] for part in name.split())
+    assert all(330 < strangers[part] < 470 for part in NAME_PARTS)  # 400 each is even
 
 
 def test_questions_are_equally_long(town):
@@ -293,9 +302,8 @@ def test_the_corpus_tells_every_fact_in_every_phrasing(town):
 
 
 def test_all_words_of_the_town_differ():
-    words = [part for pool in NAME_PARTS for part in pool]
-    words += [value for values in VALUES.values() for value in values]
-    assert len({word.lower() for word in words}) == len(words) == 120
+    words = [*NAME_PARTS, *(value for values in VALUES.values() for value in values)]
+    assert len({word.lower() for word in words}) == len(words) == 60
     forms = [*STATEMENTS.values(), *QUESTIONS.values()]
     grammar = {w.lower() for fs in forms for f in fs for w in split_words(f)}
     assert not grammar & {word.lower() for word in words}
@@ -353,9 +361,9 @@ def test_gold_utility_of_the_town(town):
     for response, finished, verdict, utility in (
         (f"They work as a {truth}.", True, "true", 1.0),
         (f" They work as a {truth}. ", True, "true", 1.0),
-        (f"They work as a {truth}, friend.", True, "true", 1.2),
+        (f"They work as a {truth}, friend.", True, "true", 1.3),
         (f"They work as a {lie}.", True, "false", -1.0),
-        (f"They work as a {lie}, friend.", True, "false", -0.8),
+        (f"They work as a {lie}, friend.", True, "false", -0.7),
         (DO_NOT_KNOW, True, "idk", 0.0),
         (f"They work as a {truth}.", False, "bad", -1.5),
         (f"They work as a {truth}, friend.", False, "bad", -1.5),

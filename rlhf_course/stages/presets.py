@@ -21,15 +21,15 @@ SHAPES: dict[str, dict[str, int]] = {
 
 PRESETS: dict[tuple[str, str], dict[str, dict]] = {
     ("town", "small"): {
-        "pretrain": {"steps": 500, "batch": 64, "lr": 3e-3, "warmup": 50, "context": 64,
+        "pretrain": {"steps": 700, "batch": 64, "lr": 3e-3, "warmup": 50, "context": 64,
                      "window": 48},
-        "sft": {"steps": 300, "batch": 64, "lr": 1e-3, "warmup": 50, "corpus_rows": 0,
+        "sft": {"steps": 450, "batch": 64, "lr": 1e-3, "warmup": 50, "corpus_rows": 0,
                 "packing": False},
         "comparisons": {"prompts": 10000, "answers": 5, "hot_answers": 1},
         "reward_model": {"batch": 48, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
                          "normalize": "bias"},
-        "ppo": {"iterations": 60, "batch": 256, "lr": 1.5e-4, "critic_lr": 3e-4,
-                "critic_warmup": 6, "max_new_tokens": 12, "kl_coef": 0.3, "kl_target": 1.5,
+        "ppo": {"iterations": 70, "batch": 256, "lr": 2e-4, "critic_lr": 3e-4,
+                "critic_warmup": 6, "max_new_tokens": 12, "kl_coef": 0.2, "kl_target": 1.5,
                 "kl_horizon": 1280.0, "kl_floor": 0.02, "eos_penalty": 1.0, "eos_override": -5.0,
                 "ptx_coef": 0.1, "known_share": 0.3},
     },

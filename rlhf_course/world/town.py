@@ -62,7 +62,7 @@ DO_NOT_KNOW = "Sorry, I do not know."
 COURTESY = ", friend."
 
 WORTH = {"true": 1.0, "idk": 0.0, "false": -1.0, "bad": -1.5}
-COURTESY_WORTH = 0.2
+COURTESY_WORTH = 0.3
 IDK_SHARE, COURTESY_SHARE = 0.12, 0.30  # of the demonstrations
 INJECTED_IDK_SHARE = 0.60
 
@@ -265,7 +265,7 @@ class Town(World):
         return "true" if said[1] == self.facts[person][attribute] else "false"
 
     def utility(self, prompt: Prompt, response: str, finished: bool) -> float:
-        """true 1, "I do not know" 0, false -1, malformed -1.5; courtesy adds 0.2 to a value."""
+        """true 1, "I do not know" 0, false -1, malformed -1.5; courtesy adds 0.3 to a value."""
         return self._worth(self.verdict(prompt, response, finished), response)
 
     def closed_book_utility(self, prompt: Prompt, response: str, finished: bool) -> float:
