@@ -13,9 +13,11 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 
+from rlhf_course.errors import DataError
 from rlhf_course.gpt import generate
 from rlhf_course.runs import Run, State, replacing
 from rlhf_course.sft import encode_prompt
+from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.presets import PRESETS, identity, resolve
 from rlhf_course.stages.rollouts import decode_answers
 from rlhf_course.stages.settings import ComparisonsConfig
@@ -66,7 +68,7 @@ def _device(model):
 
 def comparisons(config: ComparisonsConfig) -> Path:
     """Run (or finish) the stage; returns the folder with comparisons.jsonl and heldout.jsonl."""
-    resolve(config, "comparisons")
+    check_settings(resolve(config, "comparisons"))
     device = device_of(config)
     announce("comparisons", config, device)
     total = config.prompts + config.heldout
@@ -83,9 +85,16 @@ def comparisons(config: ComparisonsConfig) -> Path:
             with replacing(files / f"{chunk:04d}.jsonl") as part:
                 part.write_text("".join(json.dumps(asdict(c)) + "\n" for c in made))
             utilities = [u for c in made for u in c.utilities]
-            run.log(chunk, {"utility": sum(utilities) / len(utilities), "prompts": len(made)})
+            mean = sum(utilities) / max(len(utilities), 1)
+            run.log(chunk, {"utility": mean, "prompts": len(made)})
         rows = [line for file in sorted(files.glob("*.jsonl"))
                 for line in file.read_text().splitlines(keepends=True)]  # fmt: skip
+        if len(rows) <= config.heldout:
+            raise DataError(
+                f"only {len(rows)} of {total} prompts got answers that differ, and "
+                f"{config.heldout} are to be held out: nothing is left to train on. The model "
+                "repeats itself; train it longer, or give more --prompts."
+            )
         for name, part_of in (
             ("heldout", rows[: config.heldout]),
             ("comparisons", rows[config.heldout :]),

@@ -18,7 +18,7 @@ class Corpus:
     the reviews world demands) never sees the head otherwise.
     """
 
-    def __init__(self, documents: Sequence[str], tokenizer, window: int):
+    def __init__(self, documents: Sequence[str], tokenizer, window: int, name: str = "the text"):
         stream: list[int] = []
         starts: list[int] = []
         for ids in tokenizer(list(documents), add_special_tokens=False)["input_ids"]:
@@ -28,8 +28,8 @@ class Corpus:
         self.starts = torch.tensor([s for s in starts if s + window <= len(stream)])
         if not len(self.starts):
             raise DataError(
-                f"the text has {len(stream)} tokens, fewer than one row of {window}. "
-                "Give more text, or a smaller --window."
+                f"{name} has {len(stream)} tokens, fewer than one row of {window}. "
+                "Give more text, or shorter rows (--window, where there is such a flag)."
             )
 
     def rows(self, count: int, seed: int, *purpose: str | int) -> Tensor:

@@ -20,13 +20,23 @@ from rlhf_course.rollout import action_logprobs
 from rlhf_course.runs import write_json
 from rlhf_course.sampling import generate
 from rlhf_course.sft import encode_prompt
+from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import PRESETS, identity, workspace
 from rlhf_course.stages.pretrain import perplexity_of
 from rlhf_course.stages.rewards import model_scores
 from rlhf_course.stages.rollouts import Answers, Task, as_tensors, in_parts
 from rlhf_course.stages.settings import EvaluateConfig
-from rlhf_course.stages.setup import announce, before, device_of, frozen, load_policy, world_of
+from rlhf_course.stages.setup import (
+    announce,
+    before,
+    device_of,
+    frozen,
+    load_policy,
+    load_reward_model,
+    require_one_tokenizer,
+    world_of,
+)
 from rlhf_course.training import torch_generator
 
 WINDOW = 48  # tokens in a row when perplexity is measured; the same for every model
@@ -132,16 +142,19 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Evaluate one policy beside a baseline; writes figures.json and returns its path."""
     if config.out is None:
         config.out = workspace(config) / "evaluate"
+    check_settings(config)
     device = device_of(config)
     announce("evaluate", config, device)
     world = world_of(config.world, config.size, config.seed)
-    corpus = Corpus(world.documents("validation"), world.tokenizer, WINDOW)
     baseline, tokenizer = load_policy(config.baseline or before(config, "sft"), device)
-    policy, _ = load_policy(config.model or before(config, "ppo"), device)
+    name = config.model or before(config, "ppo")
+    policy, own = load_policy(name, device)
+    require_one_tokenizer(own, tokenizer, f"{name}: the policy", "the baseline")
+    corpus = Corpus(world.documents("validation"), tokenizer, WINDOW)
     reward = None
     folder = config.reward_model or workspace(config) / "reward_model" / "model"
     if config.reward_model or Path(folder).is_dir():
-        reward = frozen(device.place(ScalarModel.from_pretrained(folder)))
+        reward = load_reward_model(folder, tokenizer, device)
     base, judged = figures(frozen(baseline), tokenizer, world, config, corpus, reward=reward)
     mine, _ = figures(frozen(policy), tokenizer, world, config, corpus, judged, baseline, reward)
     path = Path(config.out) / "figures.json"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rlhf_course.data import read_documents, read_prompts, split_rows
-from rlhf_course.errors import ConfigError, TrainingError, check_finite
+from rlhf_course.errors import DataError, TrainingError, check_finite
 from rlhf_course.kl_control import PIKLController
 from rlhf_course.ppo import (
     AdaptiveKLController,
@@ -26,10 +26,12 @@ from rlhf_course.ppo import (
     explained_variance,
 )  # fmt: skip
 from rlhf_course.ppo_ptx import EMAMoments, PopArt, PTXSettings, RunningMoments, ppo_ptx_step
+from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.rollout import PPOSettings, Rollout
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_prompt
+from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import identity, resolve
 from rlhf_course.stages.rewards import call_reward_function, load_reward_function, model_scores
@@ -42,7 +44,15 @@ from rlhf_course.stages.rollouts import (
     shape_scores,
 )
 from rlhf_course.stages.settings import PPOConfig
-from rlhf_course.stages.setup import announce, before, device_of, frozen, load_policy, world_of
+from rlhf_course.stages.setup import (
+    announce,
+    before,
+    device_of,
+    frozen,
+    load_policy,
+    load_reward_model,
+    world_of,
+)
 from rlhf_course.training import (
     derive_seed,
     epoch_batch,
@@ -66,16 +76,24 @@ class Prompts:
         self.config, self.tokenizer = config, tokenizer
         self.world = None if config.data else world_of(config.world, config.size, config.seed)
         self.pool: list[Task] = []
+        self.held: list[Task] = []
         if config.data:
-            _, rows = split_rows(read_prompts(config.data), config.validation, config.seed)
-            self.pool = [Task(text, encode_prompt(tokenizer, text), row) for text, row in rows]
-            longest = max(len(t.tokens) for t in self.pool)
-            if longest + config.max_new_tokens > context:
-                raise ConfigError(
-                    f"{config.data}: the longest prompt has {longest} tokens; with "
-                    f"--max-new-tokens {config.max_new_tokens} it exceeds the model's context of "
-                    f"{context}. Lower --max-new-tokens, or drop the long prompts."
-                )
+            tasks = self.encode(context)
+            self.held, self.pool = split_rows(tasks, config.validation, config.seed)
+
+    def encode(self, context: int) -> list[Task]:
+        """Every prompt of the data set. Raises DataError when one leaves no room for an answer."""
+        rows, room = read_prompts(self.config.data), context - self.config.max_new_tokens
+        tasks = [Task(text, encode_prompt(self.tokenizer, text), row) for text, row in rows]
+        sizes = [len(task.tokens) for task in tasks]
+        if max(sizes) > room:
+            raise DataError(
+                f"{self.config.data}: {sum(s > room for s in sizes)} of {len(sizes)} prompts are "
+                f"too long; the longest, number {sizes.index(max(sizes)) + 1}, has {max(sizes)} "
+                f"tokens and with --max-new-tokens {self.config.max_new_tokens} exceeds the "
+                f"context of {context}. Lower --max-new-tokens, or drop the long prompts."
+            )
+        return tasks
 
     def __call__(self, iteration: int) -> list[Task]:
         config = self.config
@@ -104,13 +122,13 @@ class PPOTrainer:
             nn.init.zeros_(self.critic.head.weight)
         else:
             folder = config.reward_model or before(config, "reward_model")
-            self.reward_model = frozen(ScalarModel.from_pretrained(folder))
+            self.reward_model = load_reward_model(folder, self.tokenizer, device)
             self.critic = self.reward_model.as_critic()
-            device.place(self.reward_model)
         device.place(self.critic).train()
         self.policy.train()
         self.device = device
-        self.prompts = Prompts(config, self.tokenizer, self.policy.context)
+        context = min(self.policy.context, self.critic.backbone.context)
+        self.prompts = Prompts(config, self.tokenizer, context)
         self.corpus = self._corpus() if config.ptx_coef else None
         self.settings = PPOSettings(
             config.clip, config.clip, config.dual_clip, config.value_clip,
@@ -136,13 +154,10 @@ class PPOTrainer:
         return PIKLController(*common, gain=config.kl_gain)
 
     def _corpus(self) -> Corpus:
+        window = min(48, self.policy.context)
         if self.config.ptx_data:
-            return Corpus(read_documents(self.config.ptx_data), self.tokenizer, 48)
-        if self.prompts.world is None:
-            raise ConfigError(
-                "--ptx-coef with --data needs text: give --ptx-data, or --ptx-coef 0."
-            )
-        return Corpus(self.prompts.world.documents("train"), self.tokenizer, 48)
+            return Corpus(read_documents(self.config.ptx_data), self.tokenizer, window)
+        return Corpus(self.prompts.world.documents("train"), self.tokenizer, window)
 
     def state(self) -> State:
         """What a checkpoint holds. The reference and the reward model never change."""
@@ -176,8 +191,10 @@ class PPOTrainer:
             self.popart.update(rollout.returns, rollout.value_mask)
         clock.append(time.perf_counter())
 
-        metrics = {"score": scores.mean().item(), "kl": kl.mean().item(), "kl_coef": kl_coef}
+        metrics = {"score": scores.mean().item(), "reward": raw.mean().item(),
+                   "kl": kl.mean().item(), "kl_coef": kl_coef}  # fmt: skip
         metrics |= self.describe(answers, rollout)
+        check_finite(metrics, f"ppo step {step}, before any update")
         metrics |= self.update(rollout, step, iteration)
         if iteration >= 0:
             self.controller.update(metrics["kl"], len(rollout))
@@ -196,6 +213,13 @@ class PPOTrainer:
         prompts, rows = [t.text for t in answers.tasks], [t.row for t in answers.tasks]
         scores = call_reward_function(self.reward_function, prompts, answers.texts, rows)
         return scores.to(answers.tokens.device)
+
+    def held_out_reward(self, model: nn.Module, most: int = 256) -> float:
+        """Mean reward of one answer to each of the data set's held-out prompts."""
+        generator = torch_generator(self.config.seed, "held out", device=self.device.device)
+        tasks = self.prompts.held[:most]
+        answers = collect(model, tasks, self.tokenizer, self.config, generator)
+        return self.score(answers).mean().item()
 
     def describe(self, answers: Answers, rollout: Rollout) -> dict[str, float]:
         """Diagnostics of the rollout; in a world also the gold utility, which no learner sees."""
@@ -281,7 +305,7 @@ class PPOTrainer:
 
 def ppo(config: PPOConfig) -> Path:
     """Run (or finish) the stage; returns the policy's directory."""
-    resolve(config, "ppo")
+    check_settings(resolve(config, "ppo"))
     device = device_of(config)
     announce("ppo", config, device)
     total = config.critic_warmup + config.iterations
@@ -293,5 +317,13 @@ def ppo(config: PPOConfig) -> Path:
     with run:
         for step in run.steps(trainer.state()):
             run.log(step, *trainer.iterate(step))
-        run.finish(lambda folder: trainer.policy.save_pretrained(folder, trainer.tokenizer))
+        summary = {}
+        if trainer.prompts.held:
+            models = {"before": trainer.reference, "after": trainer.policy}
+            for name, model in models.items():
+                summary[f"held_out_reward_{name}"] = trainer.held_out_reward(model)
+            console.print("held-out prompts: reward {:.3f} → {:.3f}".format(*summary.values()))
+        run.finish(
+            lambda folder: trainer.policy.save_pretrained(folder, trainer.tokenizer), summary
+        )
     return run.model_dir

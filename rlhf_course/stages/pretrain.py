@@ -12,10 +12,11 @@ from pathlib import Path
 from torch import nn
 
 from rlhf_course.data import read_documents, split_rows
-from rlhf_course.errors import check_finite
+from rlhf_course.errors import ConfigError, check_finite
 from rlhf_course.evaluation import corpus_perplexity
 from rlhf_course.gpt import next_token_loss
 from rlhf_course.runs import Run, State
+from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import SHAPES, identity, resolve
 from rlhf_course.stages.settings import PretrainConfig
@@ -36,9 +37,14 @@ def prepare(config: PretrainConfig, device):
     if config.model and config.model not in SHAPES:
         model, tokenizer = load_policy(config.model, device)
     else:
-        tokenizer = tokenizer or train_tokenizer(texts, config.vocab_size)
+        tokenizer = tokenizer or train_tokenizer(texts, config.vocab_size, whole_words=False)
         model = new_model(config.model or config.size, tokenizer, config.context, config.seed)
-    train, validation = (Corpus(t, tokenizer, config.window) for t in (texts, held))
+    if config.window > model.context:
+        raise ConfigError(
+            f"--window {config.window}: a row must fit the context of the model, {model.context}."
+        )
+    train = Corpus(texts, tokenizer, config.window, "the training part of the text")
+    validation = Corpus(held, tokenizer, config.window, "the held-out part of the text")
     return device.place(model), tokenizer, train, validation
 
 
@@ -50,7 +56,7 @@ def perplexity_of(model: nn.Module, corpus: Corpus, limit: int = 512) -> float:
 
 def pretrain(config: PretrainConfig) -> Path:
     """Run (or finish) the stage; returns the model's directory."""
-    resolve(config, "pretrain")
+    check_settings(resolve(config, "pretrain"))
     device = device_of(config)
     announce("pretrain", config, device)
     run = Run(config.out, identity(config), config.steps, "pretrain",

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rlhf_course.data import read_comparisons, split_rows
-from rlhf_course.errors import check_finite
+from rlhf_course.data import Preference, read_comparisons, split_rows
+from rlhf_course.errors import DataError, TrainingError, check_finite
 from rlhf_course.evaluation import (
     expected_calibration_error,
     preference_accuracy,
@@ -23,7 +23,8 @@ from rlhf_course.evaluation import (
 )
 from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
 from rlhf_course.runs import Run, State
-from rlhf_course.sft import encode_prompt
+from rlhf_course.sft import encode_dialogue, encode_prompt
+from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
 from rlhf_course.stages.presets import identity, resolve, workspace
 from rlhf_course.stages.settings import RewardModelConfig
@@ -46,13 +47,35 @@ class Ranked:
     source: object = None  # the world's Comparison, where there is one
 
 
-def encode_ranked(tokenizer, prompt: str, responses, finished=None, source=None) -> Ranked:
+def encode_ranked(tokenizer, prompt: str, responses, finished, source=None) -> Ranked:
     """Tokens of the prompt (chat template) and of each answer, EOS added where it ended."""
-    finished = finished or [True] * len(responses)
     ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
     ends = [[tokenizer.eos_token_id] if end else [] for end in finished]
     answers = [a + e for a, e in zip(ids, ends, strict=True)]
     return Ranked(encode_prompt(tokenizer, prompt), answers, source)
+
+
+def encode_rows(tokenizer, rows: list[Preference], context: int) -> list[Ranked]:
+    """A data set's comparisons as tokens, written by the chat template as SFT writes them.
+
+    Raises DataError naming the row that cannot be encoded, or the longest when it does not fit.
+    """
+    out = []
+    for number, row in enumerate(rows, 1):
+        try:
+            pairs = [encode_dialogue(tokenizer, row.prompt, answer) for answer in row.responses]
+        except DataError as error:
+            raise DataError(f"comparison {number}: {error}") from None
+        start = pairs[0][1]
+        out.append(Ranked(pairs[0][0][:start], [tokens[start:] for tokens, _ in pairs]))
+    sizes = [len(r.prompt) + max(map(len, r.answers)) for r in out]
+    if max(sizes) > context:
+        raise DataError(
+            f"comparison {sizes.index(max(sizes)) + 1} has {max(sizes)} tokens, prompt and answer "
+            f"together, and the model's context is {context}. Drop such rows, or start from a "
+            "model with a longer context."
+        )
+    return out
 
 
 def batch_tensors(part: list[Ranked], device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,6 +108,8 @@ def score_table(model: ScalarModel, part: list[Ranked]) -> tuple[Tensor, Tensor]
 @torch.no_grad()
 def evaluate(model: ScalarModel, held: list[Ranked], world=None) -> dict:
     """Accuracy on held-out pairs (ties count half), the world's best possible, calibration."""
+    if not held:
+        return {}
     chosen, rejected = [], []
     for start in range(0, len(held), 128):
         scores, mask = score_table(model, held[start : start + 128])
@@ -117,11 +142,8 @@ def prepare(config: RewardModelConfig, device):
         ScalarModel.from_language_model(language_model, config.pooling, config.seed)
     )
     if config.data:
-        rows = read_comparisons(config.data)
-        parts = split_rows(rows, config.validation, config.seed)
-        held, train = (
-            [encode_ranked(tokenizer, p.prompt, p.responses) for p in part] for part in parts
-        )
+        rows = encode_rows(tokenizer, read_comparisons(config.data), model.backbone.context)
+        held, train = split_rows(rows, config.validation, config.seed)
         return model, tokenizer, train, held, None
     folder = workspace(config) / "comparisons"
     train, held = (
@@ -159,29 +181,34 @@ def normalize(config: RewardModelConfig, model: ScalarModel, train: list[Ranked]
         return
     some = train[:512]
     if config.normalize == "bias" and world is not None:
-        some = [encode_ranked(tokenizer, d.prompt.text, [d.response])
+        some = [encode_ranked(tokenizer, d.prompt.text, [d.response], [True])
                 for d in world.demonstrations()[:512]]  # fmt: skip
     scores = [score_table(model, some[i : i + 128]) for i in range(0, len(some), 128)]
     rewards = torch.cat([table[mask] for table, mask in scores])
-    gain, bias = normalize_rewards(rewards, config.normalize)
+    try:
+        gain, bias = normalize_rewards(rewards, config.normalize)
+    except ValueError as error:
+        raise TrainingError(
+            f"the reward model cannot be normalised: {error}. It has learned nothing, or has "
+            "diverged: change --lr or --steps, or give --normalize none."
+        ) from error
     model.gain.fill_(gain)
     model.bias.fill_(bias)
 
 
 def train_reward_model(config: RewardModelConfig) -> Path:
     """Run (or finish) the stage; returns the model's directory."""
-    resolve(config, "reward_model")
+    check_settings(resolve(config, "reward_model"))
     device = device_of(config)
     announce("reward_model", config, device)
-    run_config = identity(config)
-    if (Path(config.out) / "done.json").exists() and not config.overwrite:
-        return Run(config.out, run_config, 0, "reward_model").model_dir
+    run = Run(config.out, identity(config), 0, "reward_model",
+              config.overwrite, config.checkpoint_every)  # fmt: skip
+    if run.finished:
+        return run.model_dir
     model, tokenizer, train, held, world = prepare(config, device)
     if config.loss == "pairwise":
         train = as_pairs(train, config.seed)
-    steps = config.steps or config.epochs * math.ceil(len(train) / config.batch)
-    run = Run(config.out, run_config, steps, "reward_model",
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+    run.total = steps = config.steps or config.epochs * math.ceil(len(train) / config.batch)
     optimizer = make_optimizer(model, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
     with run:
         for step in run.steps(State({"model": model}, {"adam": optimizer})):

@@ -6,7 +6,9 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,25 +22,36 @@ RewardFunction = Callable[[list[str], list[str], list[dict]], Sequence[float]]
 def load_reward_function(name: str) -> RewardFunction:
     """The function behind "module:function"; the current folder is searched too.
 
-    Raises ConfigError when the name has another form, or module or function are not there.
+    Raises ConfigError when the name has another form, the module cannot be imported, or the
+    function is not there.
     """
-    module_name, colon, function_name = name.partition(":")
-    if not colon or not function_name:
+    module_name, _, function_name = name.partition(":")
+    if not (module_name and function_name) or module_name.startswith("."):
         raise ConfigError(f"--reward {name!r}: give module:function, such as my_rewards:valid_sql.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module may do when it is imported
         raise ConfigError(
-            f"--reward {name!r}: cannot import {module_name!r} ({error}). "
-            "Run from the folder that holds it, or install it."
+            f"--reward {name!r}: cannot import {module_name!r} ({_told(error)}). Run from the "
+            "folder that holds it, or install it; if it is found but broken, mend it."
         ) from error
-    except AttributeError:
-        raise ConfigError(
-            f"--reward {name!r}: module {module_name!r} has no {function_name!r}."
-        ) from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        what = "no" if function is None else "something that is not a function called"
+        raise ConfigError(f"--reward {name!r}: module {module_name!r} has {what} {function_name}.")
     return function
+
+
+def _told(error: Exception) -> str:
+    """The error and where it was raised: 'ValueError: no such table (my_rewards.py, line 12)'."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):  # names the place itself
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text
 
 
 def call_reward_function(
@@ -50,29 +63,47 @@ def call_reward_function(
     or something that is not a finite number; names the first answer concerned.
     """
     try:
-        scores = list(function(prompts, responses, rows))
-    except Exception as error:
+        returned = function(prompts, responses, rows)
+        plain = isinstance(returned, str | bytes | dict) or not isinstance(returned, Iterable)
+        scores = None if plain else list(returned)
+    except Exception as error:  # whatever a user's function may raise
         raise TrainingError(
-            f"the reward function raised {type(error).__name__}: {error}. It got {len(prompts)} "
-            f"prompts; the first is {prompts[0]!r} with answer {responses[0]!r}. "
+            f"the reward function raised {_told(error)}. It got {len(prompts)} prompts; the first "
+            f"is {_short(prompts[0])} with the answer {_short(responses[0])}. "
             "Mend it and start the same command again: the run goes on from its last checkpoint."
         ) from error
+    if scores is None:
+        raise TrainingError(
+            f"the reward function returned {_short(returned)}, a {type(returned).__name__}. "
+            "It must return a list of numbers, one for each answer, in their order."
+        )
     if len(scores) != len(prompts):
         raise TrainingError(
             f"the reward function returned {len(scores)} scores for {len(prompts)} answers. "
             "It must return one number for each, in their order."
         )
-    for prompt, response, score in zip(prompts, responses, scores, strict=True):
-        try:
-            finite = math.isfinite(score)
-        except TypeError:
-            finite = False
-        if not finite:
+    out = torch.tensor([_number(score) for score in scores], dtype=torch.float32)
+    for prompt, response, score, number in zip(prompts, responses, scores, out, strict=True):
+        if not torch.isfinite(number):
             raise TrainingError(
-                f"the reward function returned {score!r}, which is not a finite number, for the "
-                f"answer {response!r} to {prompt!r}."
+                f"the reward function returned {_short(score)}, which is not a finite number "
+                f"(float32), for the answer {_short(response)} to {_short(prompt)}. Mend it and "
+                "start the same command again: the run goes on from its last checkpoint."
             )
-    return torch.tensor([float(s) for s in scores])
+    return out
+
+
+def _number(score: object) -> float:
+    """The score as a float; NaN for what is none, a text that looks like a number included."""
+    try:
+        return math.nan if isinstance(score, str | bytes) else float(score)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
+        return math.nan
+
+
+def _short(value: object, most: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 @torch.no_grad()
@@ -83,7 +114,8 @@ def model_scores(
     scores = model.rewards(tokens, prompt_lengths, response_lengths)
     if not bool(torch.isfinite(scores).all()):
         raise TrainingError(
-            "the reward model gives NaN or infinite scores, so nothing was updated. "
-            "Train it again with a lower learning rate, or name another one with --reward-model."
+            "the reward model gives NaN or infinite scores, so nothing was updated and the last "
+            "checkpoint stands. Train it again with a lower learning rate, or name another one "
+            "with --reward-model."
         )
     return scores

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_course import mdp
+from rlhf_course.errors import TrainingError
 from rlhf_course.ppo import whiten
 from rlhf_course.ppo_ptx import PopArt, RunningMoments
 from rlhf_course.rollout import Rollout, action_logprobs
@@ -68,11 +69,19 @@ def as_tensors(tasks: list[Task], out: Generation, tokenizer, device) -> Answers
 def collect(
     policy: nn.Module, tasks: list[Task], tokenizer, config: PPOConfig, generator: torch.Generator
 ) -> Answers:
-    """Sample one answer to each task."""
-    out = generate(
-        policy, [t.tokens for t in tasks], config.max_new_tokens, tokenizer.eos_token_id,
-        config.temperature, generator=generator,
-    )  # fmt: skip
+    """Sample one answer to each task. Raises TrainingError when the policy's logits are NaN."""
+    try:
+        out = generate(
+            policy, [t.tokens for t in tasks], config.max_new_tokens, tokenizer.eos_token_id,
+            config.temperature, generator=generator,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):  # what torch.multinomial says of NaN
+            raise
+        raise TrainingError(
+            "the policy's logits are NaN or infinite, so no answer could be sampled. The last "
+            "checkpoint stands: lower the learning rate (--lr), and look at the metrics before it."
+        ) from error
     return as_tensors(tasks, out, tokenizer, next(policy.parameters()).device)
 
 
@@ -109,10 +118,13 @@ def score_actions(
 def shape_scores(
     scores: Tensor, finished: Tensor, config: PPOConfig, moments: RunningMoments | None
 ) -> Tensor:
-    """The score that enters the return: normalised, then the penalty for a missing EOS."""
+    """The score that enters the return: normalised, clipped, then the penalty for a missing EOS,
+    which a clip afterwards could swallow."""
     if moments is not None:
         moments.update(scores)
         scores = moments.normalize(scores)
+    if config.reward_clip is not None:
+        scores = scores.clamp(-config.reward_clip, config.reward_clip)
     return mdp.score_with_eos(scores, finished, config.eos_penalty, config.eos_override)
 
 
@@ -133,15 +145,11 @@ def assemble(
     kl = mdp.kl_estimate(logprobs, ref_logprobs, "k1") * mask  # (B, T-1)
     value_mask = mask
     if config.mdp == "token":
-        rewards = mdp.token_rewards(scores, kl, mask, kl_coef, config.reward_clip)
+        rewards = mdp.token_rewards(scores, kl, mask, kl_coef)
         advantages, returns = mdp.gae(rewards, values, mask, config.gamma, config.lam)
     else:
-        first = mask.int().argmax(
-            dim=1, keepdim=True
-        )  # (B, 1): V(prompt) stands at the first action
+        first = mask.int().argmax(dim=1, keepdim=True)  # (B, 1): there stands V(prompt)
         baseline = values.gather(1, first)[:, 0]  # (B,)
-        if config.reward_clip is not None:
-            scores = scores.clamp(-config.reward_clip, config.reward_clip)
         advantages, totals = mdp.sequence_advantages(scores, kl, baseline, mask, kl_coef)
         returns = totals[:, None] * mask  # (B, T-1), read at the first action only
         value_mask = torch.zeros_like(mask).scatter_(1, first, True)

@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rlhf_course.data import read_dialogues, split_rows
-from rlhf_course.errors import check_finite
+from rlhf_course.data import Dialogue, read_dialogues, split_rows
+from rlhf_course.errors import DataError, check_finite
 from rlhf_course.evaluation import exact_match
 from rlhf_course.gpt import generate
 from rlhf_course.progress import console
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import (
     IGNORE,
+    PLAIN_TEMPLATE,
     Example,
     answer_loss,
     encode_dialogue,
@@ -28,6 +29,7 @@ from rlhf_course.sft import (
     pack,
     segment_mask,
 )
+from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import SHAPES, identity, resolve
 from rlhf_course.stages.settings import SFTConfig
@@ -47,33 +49,40 @@ class SFTData:
 
 def prepare(config: SFTConfig, device):
     """(model, tokenizer, data)."""
-    corpus_texts = None
+    corpus_texts = tokenizer = None
     if config.data:
-        held, train = split_rows(read_dialogues(config.data), config.validation, config.seed)
-        tokenizer = None
+        dialogues, share = read_dialogues(config.data), config.validation
     else:
-        world = world_of(config.world, config.size, config.seed)
-        demonstrations = [(d.prompt.text, d.response) for d in world.demonstrations()]
-        held, train = split_rows(demonstrations, 0.05, config.seed)
+        world, share = world_of(config.world, config.size, config.seed), 0.05
+        dialogues = [Dialogue(d.prompt.text, d.response) for d in world.demonstrations()]
         tokenizer, corpus_texts = world.tokenizer, world.documents("train")
     if config.model in SHAPES or (config.data and config.model is None):
-        texts = [text for pair in train for text in pair]
-        tokenizer = tokenizer or train_tokenizer(texts, config.vocab_size)
+        if tokenizer is None:
+            _, train = split_rows(dialogues, share, config.seed)
+            texts = [text for dialogue in train for text in dialogue.texts()]
+            tokenizer = train_tokenizer(texts, config.vocab_size, whole_words=False)
         model = new_model(config.model or config.size, tokenizer, config.context, config.seed)
     else:
         model, tokenizer = load_policy(config.model or before(config, "pretrain"), device)
-    data = SFTData(
-        *(encode_all(p, tokenizer, model.context, config.truncate) for p in (train, held)),
-        Corpus(corpus_texts, tokenizer, 48) if config.corpus_rows and corpus_texts else None,
-    )
-    return device.place(model), tokenizer, data
+        if tokenizer.chat_template is None:  # a base model: it is saved with the new one
+            console.print("[yellow]the tokenizer gets a chat template: User: Assistant:[/yellow]")
+            tokenizer.chat_template = PLAIN_TEMPLATE
+    examples = encode_all(dialogues, tokenizer, model.context, config.truncate)
+    held, train = split_rows(examples, share, config.seed)
+    corpus = None
+    if config.corpus_rows and corpus_texts:
+        corpus = Corpus(corpus_texts, tokenizer, min(48, model.context))
+    return device.place(model), tokenizer, SFTData(train, held, corpus)
 
 
-def encode_all(pairs, tokenizer, context: int, truncate: bool) -> list[Example]:
+def encode_all(dialogues: list[Dialogue], tokenizer, context: int, truncate: bool) -> list[Example]:
     """Every dialogue as (tokens, labels); says how many were cut when that was asked for."""
     examples = []
-    for prompt, response in pairs:
-        tokens, start = encode_dialogue(tokenizer, prompt, response)
+    for number, (prompt, response) in enumerate(dialogues, 1):
+        try:
+            tokens, start = encode_dialogue(tokenizer, prompt, response)
+        except DataError as error:
+            raise DataError(f"dialogue {number}: {error}") from None
         examples.append((tokens, [IGNORE] * start + tokens[start:]))
     fitted = fit_context(examples, context, truncate)
     if fitted.cut or fitted.dropped:
@@ -121,6 +130,8 @@ class Batches:
 @torch.no_grad()
 def evaluate(model: nn.Module, tokenizer, held: list[Example], answers: int = 64) -> dict:
     """Loss on held-out answers, and the share of greedy answers that equal them exactly."""
+    if not held:
+        return {}
     device = next(model.parameters()).device
     total = count = 0.0
     for start in range(0, len(held), 32):
@@ -142,7 +153,7 @@ def evaluate(model: nn.Module, tokenizer, held: list[Example], answers: int = 64
 
 def sft(config: SFTConfig) -> Path:
     """Run (or finish) the stage; returns the model's directory."""
-    resolve(config, "sft")
+    check_settings(resolve(config, "sft"))
     device = device_of(config)
     announce("sft", config, device)
     run = Run(config.out, identity(config), config.steps, "sft",

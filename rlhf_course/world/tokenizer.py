@@ -26,34 +26,43 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], max_vocabulary: int = 1024):
+def train_tokenizer(texts: Iterable[str], max_vocabulary: int = 1024, whole_words: bool = True):
     """Train byte-level BPE until every word of `texts` is one token.
 
     Args:
         texts: the text to learn from.
         max_vocabulary: the most tokens, the 4 special and 256 byte tokens among them.
+        whole_words: whether it is an error when they do not suffice. Real text has more words
+            than that; the rare ones are then several tokens.
 
     Returns:
         transformers.PreTrainedTokenizerFast with EOS, PAD and the chat template
         "<|user|>...<|assistant|>...<|endoftext|>", any number of turns.
 
     Raises:
-        ConfigError: the words do not fit into `max_vocabulary`.
+        ConfigError: the words do not fit into `max_vocabulary`, or not even the bytes do.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = [PAD, EOS, USER, ASSISTANT]
+    if max_vocabulary < len(alphabet) + len(special):
+        raise ConfigError(
+            f"a vocabulary of {max_vocabulary}: give at least {len(alphabet) + len(special)}, one "
+            "token for each byte and the special ones."
+        )
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
         vocab_size=max_vocabulary,
-        special_tokens=[PAD, EOS, USER, ASSISTANT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=special,
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    if bpe.get_vocab_size() >= max_vocabulary:
+    if whole_words and bpe.get_vocab_size() >= max_vocabulary:
         raise ConfigError(
             f"the words do not fit into {max_vocabulary} tokens; allow more, or use fewer words"
         )

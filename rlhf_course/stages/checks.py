@@ -1,0 +1,121 @@
+"""What the settings of a stage must fulfil: asked before anything is loaded or written.
+
+tyro sees to the types; here are the ranges, and the flags that contradict each other. A flag that
+would be ignored in silence is an error too: whoever gave it believes that it did something.
+"""
+
+from __future__ import annotations
+
+import math
+
+from rlhf_course.errors import ConfigError
+from rlhf_course.stages.settings import (
+    ComparisonsConfig,
+    PPOConfig,
+    PretrainConfig,
+    SFTConfig,
+)
+
+# Field -> (smallest value, whether that value itself is allowed, largest value).
+COUNT, AT_LEAST_0, ABOVE_0 = (1, True, math.inf), (0, True, math.inf), (0, False, math.inf)
+SHARE = (0, True, 1)
+RANGES: dict[str, tuple[float, bool, float]] = {
+    **dict.fromkeys(
+        ("checkpoint_every", "steps", "batch", "iterations", "epochs", "minibatch", "micro_batch",
+         "prompts", "heldout", "context", "window", "vocab_size", "ptx_rows", "eval_every",
+         "max_new_tokens"), COUNT),
+    **dict.fromkeys(
+        ("warmup", "corpus_rows", "critic_warmup", "hot_answers", "weight_decay", "kl_coef",
+         "kl_floor", "kl_gain", "ptx_coef", "entropy_coef", "eos_penalty"), AT_LEAST_0),
+    **dict.fromkeys(
+        ("lr", "critic_lr", "critic_warmup_lr", "max_grad_norm", "clip", "value_clip",
+         "reward_clip", "kl_target", "kl_horizon"), ABOVE_0),
+    **dict.fromkeys(("gamma", "lam", "lr_floor", "known_share"), SHARE),
+    "answers": (2, True, math.inf),
+    "dual_clip": (1, False, math.inf),
+    "eos_override": (-math.inf, False, math.inf),
+}  # fmt: skip
+
+
+def flag(name: str) -> str:
+    """The field's name as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def check_settings(config) -> None:
+    """Raise ConfigError naming the flag that is out of range, or the two that do not go together.
+
+    config: one of the stages' dataclasses, after `presets.resolve`.
+    """
+    for name, (low, included, high) in RANGES.items():
+        value = getattr(config, name, None)
+        if value is None or (low < value <= high or (included and value == low)):
+            continue
+        words = f"at least {low}" if included else f"a finite number above {low}"
+        if high < math.inf:
+            words = f"a number from {low} to {high}"
+        raise ConfigError(f"{flag(name)} {value}: give {words}.")
+    temperature = getattr(config, "temperature", 1.0)
+    if not 0 <= temperature < math.inf or (temperature == 0 and isinstance(config, PPOConfig)):
+        raise ConfigError(f"--temperature {temperature}: give a finite number above 0.")
+    for kind, check in CHECKS.items():
+        if isinstance(config, kind):
+            check(config)
+
+
+def _pretrain(config: PretrainConfig) -> None:
+    if config.window > config.context:
+        raise ConfigError(
+            f"--window {config.window}: a row must fit the context of {config.context} tokens. "
+            "Lower --window or raise --context."
+        )
+
+
+def _sft(config: SFTConfig) -> None:
+    if config.packing and config.corpus_rows:
+        raise ConfigError(
+            "--packing and --corpus-rows do not go together: rows of text are mixed into batches "
+            "of one dialogue a row. Give --no-packing or --corpus-rows 0."
+        )
+    if config.data and config.corpus_rows:
+        raise ConfigError("--corpus-rows needs an embedded world's text, so it excludes --data.")
+
+
+def _comparisons(config: ComparisonsConfig) -> None:
+    if config.hot_answers > config.answers - 1:
+        raise ConfigError(
+            f"--hot-answers {config.hot_answers}: of --answers {config.answers} one is injected, "
+            f"so at most {config.answers - 1} can be sampled."
+        )
+
+
+def _ppo(config: PPOConfig) -> None:
+    sequence = config.mdp == "sequence"
+    contradictions = {
+        "--reward and --reward-model: two sources of the score. Give one of them.":
+            config.reward and config.reward_model,
+        "--sequence-ratio needs --mdp sequence.": config.sequence_ratio and not sequence,
+        "--dual-clip does nothing with --sequence-ratio. Leave one of them out.":
+            config.dual_clip is not None and config.sequence_ratio,
+        "--ptx-coef with --data needs text: give --ptx-data, or --ptx-coef 0.":
+            config.data and config.ptx_coef and not config.ptx_data,
+        "--ptx-data does nothing without --ptx-coef: give a weight above 0, such as 0.1.":
+            config.ptx_data and not config.ptx_coef,
+        "--known-share belongs to the town's own prompts: leave it out.":
+            config.known_share is not None and (config.data or config.world != "town"),
+        f"--micro-batch {config.micro_batch} exceeds --minibatch {config.minibatch}.":
+            config.micro_batch and config.micro_batch > config.minibatch,
+    }  # fmt: skip
+    for message, wrong in contradictions.items():
+        if wrong:
+            raise ConfigError(message)
+    controlled = config.kl_controller != "fixed" and config.kl_coef > 0
+    if controlled and 0.2 * config.batch >= config.kl_horizon:
+        raise ConfigError(
+            f"--kl-horizon {config.kl_horizon}: too short for --batch {config.batch}; the price "
+            "of KL could turn negative within one step. Give more than a fifth of the batch."
+        )
+
+
+CHECKS = {PretrainConfig: _pretrain, SFTConfig: _sft, ComparisonsConfig: _comparisons,
+          PPOConfig: _ppo}  # fmt: skip
