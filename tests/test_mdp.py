@@ -35,7 +35,7 @@ def rollout():
         name: torch.randn(4, 8, generator=generator, dtype=DOUBLE).where(mask, torch.tensor(NAN))
         for name in names
     }
-    return {"mask": mask, "scores": torch.tensor([1.0, -0.4, 9.0, 2.0], dtype=DOUBLE), **tensors}
+    return {"mask": mask, "scores": torch.tensor([1.0, -7.0, 9.0, 2.0], dtype=DOUBLE), **tensors}
 
 
 # --------------------------------------------------------------------------------- golden vectors
@@ -460,7 +460,7 @@ def test_token_rewards_sum_to_the_sequence_reward(rollout):
         for a in range(8):
             expected = -0.3 * kl[b, a].item() if a in valid else 0.0
             if a == valid[-1]:
-                expected += min(scores[b].item(), 5.0)
+                expected += min(max(scores[b].item(), -5.0), 5.0)
             close(rewards[b, a], expected)
     _, returns = mdp.sequence_advantages(scores.clamp(-5, 5), kl, 0 * scores, mask, 0.3)
     close(rewards.sum(dim=1), returns)
