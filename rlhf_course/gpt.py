@@ -125,10 +125,9 @@ class Attention(nn.Module):
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, D // self.heads)  # (B, T, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 × (B, H, T, d)
-        # A CPU's bf16 attention kernel is several times slower than its fp32 one.
-        with torch.autocast(x.device.type, enabled=x.device.type != "cpu"):
-            if x.device.type == "cpu":
-                q, k, v = q.float(), k.float(), v.float()
+        if x.device.type == "cpu":  # its bf16 attention kernel is slower than its fp32 one
+            q, k, v = q.to(x.dtype), k.to(x.dtype), v.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # in the dtype that q, k, v have
             if cache is not None:
                 k, v = cache.append(layer, k, v)  # (B, H, S, d)
             out = causal_attention(q, k, v, attend, self.dropout if self.training else 0.0)
@@ -179,8 +178,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.width, self.context = config.width, config.context
-        self.vocab_size = config.vocab_size
+        self.vocab_size, self.context, self.width = config.vocab_size, config.context, config.width
         self.compute_dtype: torch.dtype | None = None
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
@@ -227,7 +225,7 @@ class GPT(nn.Module):
         with torch.autocast(x.device.type, dtype=self.compute_dtype or torch.bfloat16, enabled=low):
             for layer, block in enumerate(self.blocks):
                 x = block(x, attend, cache, layer)
-        return self.final_norm(x.float())
+        return self.final_norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits (..., V) fp32, with the token embedding as the output matrix."""
@@ -245,12 +243,9 @@ class GPT(nn.Module):
 
     def new_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` rows of up to `length` positions."""
-        device = self.token_embedding.weight.device
-        low = device.type != "cpu" and self.compute_dtype is not None
-        dtype = self.compute_dtype if low else torch.float32
-        return KVCache(self.config, batch, length, device, dtype)
-
-    # ---- Hugging Face's format -------------------------------------------------------------------
+        weight = self.token_embedding.weight
+        low = None if weight.device.type == "cpu" else self.compute_dtype  # as in `Attention`
+        return KVCache(self.config, batch, length, weight.device, low or weight.dtype)
 
     def to_huggingface(self) -> tuple[dict[str, Tensor], dict]:
         """The weights under transformers' GPT-2 names, and the `config.json` that goes with them.
@@ -262,32 +257,21 @@ class GPT(nn.Module):
             for ours, theirs in _NAMES:
                 name = name.replace(ours, theirs)
             tensors["transformer." + name] = tensor.t() if _transposed(name) else tensor
-        c = self.config
-        config = {
-            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size,
-            "n_positions": c.context, "n_embd": c.width, "n_layer": c.layers, "n_head": c.heads,
-            "embd_pdrop": c.dropout, "attn_pdrop": c.dropout, "resid_pdrop": c.dropout,
-            "layer_norm_epsilon": c.layer_norm_eps, "activation_function": "gelu_new",
-            "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True,
-            "dtype": "float32",
-        }  # fmt: skip
+        config = {theirs: getattr(self.config, ours) for ours, theirs in _SHAPE} | _FIXED
+        config |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), self.config.dropout)
+        config |= {"architectures": ["GPT2LMHeadModel"], "dtype": "float32",
+                   "bos_token_id": None, "eos_token_id": None}  # fmt: skip
         return tensors, config
 
     @classmethod
     def from_huggingface(cls, tensors: dict[str, Tensor], config: dict, where: str) -> GPT:
         """The reverse of `to_huggingface`; `where` names the checkpoint in errors."""
-        if config.get("model_type") != "gpt2":
+        if other := unlike_ours(config):
             raise CheckpointError(
-                f"{where}: a checkpoint of type {config.get('model_type')!r}, not 'gpt2'. "
+                f"{where}: not a GPT-2 like ours: {other}. "
                 "Load it with rlhf_course.huggingface.load_language_model."
             )
-        model = cls(
-            GPTConfig(
-                vocab_size=config["vocab_size"], context=config["n_positions"],
-                layers=config["n_layer"], heads=config["n_head"], width=config["n_embd"],
-                layer_norm_eps=config.get("layer_norm_epsilon", 1e-5),
-            )
-        )  # fmt: skip
+        model = cls(GPTConfig(**{ours: config[theirs] for ours, theirs in _SHAPE}))
         ours: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             name = name.removeprefix("transformer.")
@@ -314,7 +298,7 @@ class GPT(nn.Module):
         Raises ModelError (not found), CheckpointError (another architecture, missing tensors).
         """
         directory = checkpoints.resolve(name_or_dir)
-        tensors, config = checkpoints.read_tensors(directory), checkpoints.read_config(directory)
+        config, tensors = checkpoints.read_config(directory), checkpoints.read_tensors(directory)
         return cls.from_huggingface(tensors, config, str(name_or_dir))
 
     def extra_repr(self) -> str:
@@ -322,6 +306,15 @@ class GPT(nn.Module):
         return ", ".join(f"{k}={v}" for k, v in asdict(self.config).items())
 
 
+_SHAPE = [  # ours, transformers'
+    ("vocab_size", "vocab_size"), ("context", "n_positions"), ("layers", "n_layer"),
+    ("heads", "n_head"), ("width", "n_embd"), ("layer_norm_eps", "layer_norm_epsilon"),
+]  # fmt: skip
+# A checkpoint that says otherwise has the same tensors and computes something else with them.
+_FIXED = {
+    "model_type": "gpt2", "activation_function": "gelu_new", "tie_word_embeddings": True,
+    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+}  # fmt: skip
 # Ours, transformers'. Order matters: "blocks." must be replaced before the parts inside a block.
 _NAMES = [
     ("token_embedding", "wte"), ("position_embedding", "wpe"), ("final_norm", "ln_f"),
@@ -329,6 +322,13 @@ _NAMES = [
     ("attention.project", "attn.c_proj"), ("mlp.expand", "mlp.c_fc"),
     ("mlp.contract", "mlp.c_proj"),
 ]  # fmt: skip
+
+
+def unlike_ours(config: dict) -> str:
+    """What in a `config.json` makes `GPT` compute other logits than it says; "" for nothing."""
+    found = [f"{k} is {config[k]!r}" for k, v in _FIXED.items() if config.get(k, v) != v]
+    needed = ("model_type", *dict(_SHAPE).values())
+    return (found + [f"{k} is missing" for k in needed if k not in config] + [""])[0]
 
 
 def _transposed(huggingface_name: str) -> bool:

@@ -1,7 +1,10 @@
-"""What every test shares: one thread (the machine may be small) and the golden vectors."""
+"""What every test shares: one thread (the machine may be small), no network, the golden vectors."""
 
 import json
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import pytest
 import torch
