@@ -262,36 +262,43 @@ class Packed(NamedTuple):
     """0, 1, 2 … restarted with every dialogue, 0 on pads."""
 
 
-def pack(examples: Sequence[Example], context: int, pad_id: int) -> Packed:
-    """Put dialogues together into rows of at most `context` tokens: first-fit decreasing.
+def first_fit_decreasing(lengths: Sequence[int], context: int) -> list[list[int]]:
+    """Which dialogues share a row: the longest first, each into the first row that has room.
 
-    The longest first, each into the first row that has room; at most 11/9 of the fewest possible
-    rows + 6/9 (Dosa 2007). A batch at a time: the search is quadratic.
+    Needs at most 11/9 of the fewest possible rows + 6/9 (Dosa 2007). Returns indices into
+    `lengths`, a list for each row. The search is quadratic: for a batch, not for a data set.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        row = next((r for r, free in enumerate(room) if free >= lengths[i]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(context)
+        rows[row].append(i)
+        room[row] -= lengths[i]
+    return rows
+
+
+def pack(examples: Sequence[Example], context: int, pad_id: int) -> Packed:
+    """Put dialogues side by side into rows of at most `context` tokens, `first_fit_decreasing`.
+
     To be used with `segment_mask` and `positions`; without them a dialogue would read the ones
     before it. Raises DataError when there is nothing to pack or a dialogue is too long.
     """
-    longest = max((len(tokens) for tokens, _ in examples), default=0)
+    lengths = [len(tokens) for tokens, _ in examples]
+    longest = max(lengths, default=0)
     if not 0 < longest <= context:
         raise DataError(f"the longest dialogue has {longest} tokens, the context {context}.")
+    rows = first_fit_decreasing(lengths, context)
     # BEGIN SOLUTION
-    rows: list[list[Example]] = []
-    room: list[int] = []
-    for example in sorted(examples, key=lambda e: len(e[0]), reverse=True):
-        size = len(example[0])
-        row = next((r for r, free in enumerate(room) if free >= size), None)
-        if row is None:
-            row = len(rows)
-            rows.append([])
-            room.append(context)
-        rows[row].append(example)
-        room[row] -= size
-
-    shape = (len(rows), context - min(room))  # (rows, T)
+    shape = (len(rows), max(sum(lengths[i] for i in row) for row in rows))  # (rows, T)
     tokens, labels = torch.full(shape, pad_id), torch.full(shape, IGNORE)
     segments, positions = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long)
     for r, row in enumerate(rows):
         start = 0
-        for segment, (ids, wanted) in enumerate(row):
+        for segment, i in enumerate(row):
+            ids, wanted = examples[i]
             here = slice(start, start + len(ids))
             tokens[r, here] = torch.tensor(ids)
             labels[r, here] = torch.tensor(wanted)

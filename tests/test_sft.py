@@ -393,6 +393,13 @@ def test_packing_is_first_fit_decreasing():
     assert packed.positions.tolist()[2] == [0, 1, 2, 0, 1, 0, 0]
 
 
+def test_packed_rows_are_as_long_as_the_fullest_of_them():
+    examples = [([1] * n, [1] * n) for n in (6, 5, 5)]
+    packed = sft.pack(examples, 15, pad_id=0)
+    assert [t.shape for t in packed] == [(2, 11)] * 4
+    assert all(t.dtype == torch.long for t in packed)
+
+
 def test_packing_refuses_what_does_not_fit():
     with pytest.raises(DataError, match="9 tokens, the context 8"):
         sft.pack([([1] * 9, [1] * 9)], 8, 0)
