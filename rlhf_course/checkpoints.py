@@ -53,34 +53,52 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
 def read_config(directory: str | os.PathLike) -> dict:
     """`config.json` of a model directory. Raises CheckpointError when missing or not JSON."""
     path = Path(directory) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise CheckpointError(
             f"{directory}: no config.json, so this is not a model directory. "
             "Give the directory that holds config.json and model.safetensors."
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}). Save the model again.") from None
+        )
+    return _read_object(path)
 
 
-def read_tensors(directory: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """All tensors of a model directory, sharded (`model.safetensors.index.json`) or not."""
+def _read_object(path: Path) -> dict:
+    """A JSON file that holds an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}). Save the model again.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object. Save the model again.")
+    return content
+
+
+def weight_files(directory: str | os.PathLike) -> list[Path]:
+    """`model.safetensors`, or the shards that `model.safetensors.index.json` names.
+
+    Raises CheckpointError when one is missing.
+    """
     directory = Path(directory)
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = _read_object(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise CheckpointError(f"{index}: names no shards. Restore it or save the model again.")
+        names = sorted(set(shards.values()))
     else:
         names = ["model.safetensors"]
+    if missing := [name for name in names if not (directory / name).exists()]:
+        pickled = sorted(p.name for p in directory.glob("*.bin"))
+        hint = f" ({', '.join(pickled)} is a pickle, which is not read)" if pickled else ""
+        raise CheckpointError(
+            f"{directory}: {missing[0]} is missing{hint}. Save the model with safetensors."
+        )
+    return [directory / name for name in names]
+
+
+def read_tensors(directory: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """All tensors of a model directory. Raises CheckpointError for missing or damaged files."""
     tensors: dict[str, torch.Tensor] = {}
-    for name in names:
-        path = directory / name
-        if not path.exists():
-            pickled = sorted(p.name for p in directory.glob("*.bin"))
-            hint = f" ({', '.join(pickled)} is a pickle, which is not read)" if pickled else ""
-            raise CheckpointError(
-                f"{directory}: {name} is missing{hint}. Save the model with safetensors."
-            )
+    for path in weight_files(directory):
         try:
             tensors.update(load_file(path))
         except (SafetensorError, OSError) as error:

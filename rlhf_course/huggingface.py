@@ -10,11 +10,15 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rlhf_course import checkpoints
 from rlhf_course.errors import CheckpointError, ModelError
-from rlhf_course.gpt import GPT
+from rlhf_course.gpt import GPT, unlike_ours
+
+# One of these holds the vocabulary.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 class HuggingFaceCache:
@@ -44,6 +48,7 @@ class HuggingFaceLM(nn.Module):
         config = model.config.get_text_config()
         self.width, self.vocab_size = config.hidden_size, config.vocab_size
         self.context = int(getattr(config, "max_position_embeddings", 1 << 20))
+        self.window = getattr(config, "sliding_window", None) or self.context
         self.compute_dtype: torch.dtype | None = None
         for name, value in vars(config).items():  # see GPTConfig.dropout
             if "drop" in name and isinstance(value, float) and value > 0:
@@ -66,6 +71,12 @@ class HuggingFaceLM(nn.Module):
     ) -> Tensor:
         """tokens: (B, T) long -> (B, T, D) after the final norm, fp32. See `GPT.hidden_states`."""
         start = 0 if cache is None else cache.length
+        if attend is not None and attend.shape[-1] > self.window:
+            raise ModelError(
+                f"{attend.shape[-1]} tokens are more than this model's sliding window of "
+                f"{self.window}, and a mask of ours would lift the window. "
+                "Shorten prompt or answer, or use prompts of one length and no packing."
+            )
         if positions is None:
             if start + tokens.shape[1] > self.context:
                 raise ModelError(
@@ -102,6 +113,8 @@ class HuggingFaceLM(nn.Module):
         config = self.model.config.get_text_config()
         if getattr(config, "logit_scale", None):  # Cohere
             logits = logits * config.logit_scale
+        if getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / config.logits_scaling
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         return logits if not cap else torch.tanh(logits / cap) * cap
 
@@ -129,32 +142,52 @@ def load_causal_lm(directory: Path, name: str) -> GPT | HuggingFaceLM:
             f"{name}: holds a {architectures[0]}, not a causal language model. "
             "Give the directory of a language model (a reward model goes to --reward-model)."
         )
-    if config.get("model_type") == "gpt2":
+    if not unlike_ours(config):
         return GPT.from_huggingface(checkpoints.read_tensors(directory), config, name)
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    checkpoints.weight_files(directory)  # complains about what transformers calls by no name
     try:
         settings = AutoConfig.from_pretrained(directory)
-        for key, value in list(vars(settings).items()):
-            if "drop" in key and isinstance(value, float):
-                setattr(settings, key, 0.0)
+        for part in (settings, settings.get_text_config()):
+            for key, value in list(vars(part).items()):
+                if "drop" in key and isinstance(value, float):
+                    setattr(part, key, 0.0)
         model, info = AutoModelForCausalLM.from_pretrained(
             directory, config=settings, use_safetensors=True, output_loading_info=True,
-            dtype=torch.float32,
+            dtype=torch.float32, ignore_mismatched_sizes=True,  # so that we can name them
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{name}: transformers cannot load it ({reason}). "
             "Save the model again with safetensors, in this transformers version."
         ) from error
     if info["missing_keys"] or info["mismatched_keys"]:
-        wrong = sorted(info["missing_keys"]) + [str(m) for m in info["mismatched_keys"]]
+        wrong = sorted(info["missing_keys"]) + sorted(m[0] for m in info["mismatched_keys"])
         raise CheckpointError(
             f"{name}: {len(wrong)} tensors are missing or misshapen: {', '.join(wrong[:4])}. "
             "Restore the checkpoint; random numbers would stand in their place."
         )
-    return HuggingFaceLM(model)
+    return _checked(HuggingFaceLM(model), name)
+
+
+@torch.no_grad()
+def _checked(model: HuggingFaceLM, name: str) -> HuggingFaceLM:
+    """The model, if it says behind our masks and our `unembed` what it says by itself."""
+    tokens = torch.arange(4)[None] % model.vocab_size  # (1, 4)
+    causal = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    theirs = model.model.eval()(tokens).logits.float()
+    try:
+        same = torch.allclose(model(tokens, causal), theirs, rtol=1e-3, atol=1e-3)
+    except (TypeError, ValueError, RuntimeError):  # it takes no such mask, no positions …
+        same = False
+    if not same:
+        raise ModelError(
+            f"{name}: {type(model.model).__name__} takes masks or makes logits in a way of its own "
+            "that this package does not know. Choose another architecture, such as Llama or Qwen."
+        )
+    return model
 
 
 def load_language_model(name_or_dir: str | os.PathLike):
@@ -173,8 +206,11 @@ def load_tokenizer(directory: str | os.PathLike, name: str | None = None):
 
     where = name or str(directory)
     try:
+        # transformers would make an empty GPT-2 tokenizer out of nothing.
+        if not any((Path(directory) / file).exists() for file in TOKENIZER_FILES):
+            raise ValueError("none of " + ", ".join(TOKENIZER_FILES))
         tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{where}: no readable tokenizer beside the model ({str(error).splitlines()[0]}). "
             "Save it there with tokenizer.save_pretrained."
