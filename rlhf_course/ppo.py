@@ -286,7 +286,8 @@ def policy_backward(policy: nn.Module, batch: Rollout, settings: PPOSettings) ->
                 dual_clip=settings.dual_clip, denominator=tokens,
             )  # fmt: skip
         mean_entropy = token_mean(entropy, part.mask, tokens)
-        total = loss - settings.entropy_coef * mean_entropy
+        bonus = settings.entropy_coef * mean_entropy if settings.entropy_coef else 0.0
+        total = loss - bonus  # without a bonus the entropy is only reported, not differentiated
         total.backward()
         moved = (logprobs.detach() - part.logprobs)[part.mask].abs().max()
         largest = {"ratio_max": stats.pop("ratio_max"), "log_ratio_max": moved}
