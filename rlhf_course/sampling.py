@@ -37,11 +37,14 @@ def sample_token(
     """Draw one token from each row.
 
     logits: (B, V) float. temperature: 0 takes the likeliest token. top_k: keep the k likeliest
-    (0: all). top_p: keep the smallest set of tokens whose probability reaches p (nucleus sampling,
-    Holtzman et al. 2020); the likeliest is always kept.
+    (0: all), and what ties with the last of them. top_p: then keep the smallest set of tokens whose
+    probability reaches p (nucleus sampling, Holtzman et al. 2020); the likeliest is always kept.
+    Raises ValueError for a temperature or top_k below 0 or a top_p outside 0 … 1.
     Returns tokens (B,) long and their log-probs (B,) in nats under the distribution drawn from:
     tempered and truncated, as PPO needs it. At temperature 0, that of the untempered model.
     """
+    if temperature < 0 or top_k < 0 or not 0 <= top_p <= 1:
+        raise ValueError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}: out of range")
     # BEGIN SOLUTION
     logits = logits.float()
     if temperature == 0:
@@ -54,7 +57,8 @@ def sample_token(
     if top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities  # mass of the likelier tokens
+        before = probabilities.cumsum(-1).roll(1, -1)  # (B, V): mass of the likelier tokens
+        before[:, 0] = -1.0  # the likeliest is kept, whatever top_p is
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)
         logits = torch.empty_like(logits).scatter_(-1, order, ordered)  # back to token order
     logprobs = logits.log_softmax(-1)  # (B, V)
@@ -107,14 +111,15 @@ def generate(
     model.eval()
     out = Generation()
     step = batch_size or max(len(prompts), 1)
-    for start in range(0, len(prompts), step):
-        part = prompts[start : start + step]
-        _generate_batch(
-            model, part, max_new_tokens, eos_id, (temperature, top_k, top_p, generator), out
-        )
-        if progress is not None:
-            progress(start + len(part))
-    model.train(was_training)
+    how = (temperature, top_k, top_p, generator)
+    try:
+        for start in range(0, len(prompts), step):
+            part = prompts[start : start + step]
+            _generate_batch(model, part, max_new_tokens, eos_id, how, out)
+            if progress is not None:
+                progress(start + len(part))
+    finally:
+        model.train(was_training)
     return out
 
 
