@@ -21,11 +21,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import tyro
 from rich.markup import escape
 
-from rlhf_course.errors import EXIT_CODE, CourseError
+from rlhf_course.errors import EXIT_CODE, CourseError, Interrupted
 from rlhf_course.progress import console, error_console
-from rlhf_course.runs import Interrupted
 from rlhf_course.stages import settings
-from rlhf_course.stages.chat import ChatConfig
 
 INTERRUPTED = 130
 
@@ -53,7 +51,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "reward-model": (settings.RewardModelConfig, "reward_model:train_reward_model"),
     "ppo": (settings.PPOConfig, "ppo:ppo"),
     "evaluate": (settings.EvaluateConfig, "evaluate:evaluate"),
-    "chat": (ChatConfig, "chat:chat"),
+    "chat": (settings.ChatConfig, "chat:chat"),
 }
 
 

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from rlhf_course.choices import DeviceName, DtypeName
 from rlhf_course.errors import ConfigError
-
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-DtypeName = Literal["auto", "float32", "bfloat16"]
 
 # Beyond this many threads the matrix products of a course-sized model stop gaining.
 MAX_THREADS = 8

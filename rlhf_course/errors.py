@@ -37,6 +37,10 @@ class ConfigError(CourseError):
     """A setting is unknown, out of range, or contradicts another one."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C was pressed, and what was to be saved has been. The command line exits with 130."""
+
+
 def check_finite(terms: Mapping[str, SupportsFloat], where: str) -> None:
     """Raise TrainingError naming every term that is NaN or infinite.
 

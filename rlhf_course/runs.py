@@ -11,14 +11,15 @@
 
 A checkpoint is written under a temporary name and renamed, so one that exists is whole. Killed
 anywhere, a run started again goes on from its newest checkpoint and drops the metrics behind it.
+A run that fails before its first step leaves nothing. One process at a time may use a folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,61 +27,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rlhf_course.errors import CheckpointError, ConfigError
+from rlhf_course.errors import CheckpointError, ConfigError, Interrupted
+from rlhf_course.files import (
+    LEFTOVER,
+    read_json,
+    remove,
+    replacing,
+    require_writable,
+    write_json,
+    writing,
+)
 from rlhf_course.progress import Bar
 
 KEEP = 2  # checkpoints: the newest, and the one before it
-
-
-class Interrupted(Exception):
-    """Ctrl-C was pressed; a checkpoint has been written. The command line exits with 130."""
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write to a temporary sibling of `path`, which takes its place when the block succeeds.
-
-    Whatever goes wrong inside, `path` is either as before or complete. OSError (disk full, no
-    permission) becomes a CheckpointError.
-    """
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        if path.is_dir():  # a directory cannot be renamed over another
-            os.rename(path, old)
-        os.replace(part, path)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}. "
-            "Free some space or choose another folder with --out; what was there is untouched."
-        ) from error
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; a damaged file is a CheckpointError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}). Remove it and run again."
-        ) from None
 
 
 class State:
@@ -110,10 +73,12 @@ class State:
     def load(self, tensors: dict[str, torch.Tensor], counters: dict) -> None:
         """Put everything back, in place."""
         own = {k: v for k, v in self.tensors().items() if k.startswith("module/")}
-        if own.keys() != {k for k in tensors if k.startswith("module/")}:
+        there = {k: v.shape for k, v in tensors.items() if k.startswith("module/")}
+        here = {k: v.shape for k, v in own.items()}
+        if different := sorted(k for k in here.keys() | there if here.get(k) != there.get(k)):
             raise CheckpointError(
-                "the checkpoint holds other tensors than this run's models. "
-                "Start anew with --overwrite, or choose another --out."
+                f"the checkpoint's tensors are not those of this run's models: {different[0]} "
+                f"({len(different)} in all). Start anew with --overwrite, or choose another --out."
             )
         with torch.no_grad():
             for key, tensor in own.items():
@@ -133,33 +98,31 @@ class Run:
     """One stage's folder, open for training. Use as a context manager.
 
     config: what makes the run what it is; a folder that holds another configuration is refused.
+    Nothing is written before the context is entered: a stage loads its data and its models first,
+    and what is wrong with them leaves no folder behind and replaces none.
     """
 
     def __init__(self, out: str | os.PathLike, config: dict, total: int, label: str,
                  overwrite: bool = False, checkpoint_every: int = 100):  # fmt: skip
         self.path, self.total, self.label = Path(out), total, label
-        self.checkpoint_every = checkpoint_every
-        self._stop = False
-        if overwrite and (self.path / "config.json").exists():
-            shutil.rmtree(self.path)  # only ever a folder that is a run
-        for part in (*self.path.glob(".*.part-*"), *self.path.glob("checkpoints/.*.part-*")):
-            shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed while writing
-        config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read
+        self.overwrite, self.checkpoint_every = overwrite, checkpoint_every
+        self.config = json.loads(json.dumps(config))  # tuples become lists, as when read again
+        self._stop = self._begun = False
+        require_writable(self.path)
         if (self.path / "config.json").exists():
-            self._same_config(config)
-        else:
-            if self.path.is_dir() and any(self.path.iterdir()):
-                raise ConfigError(
-                    f"{self.path}: not empty, and not a run folder. Choose another --out."
-                )
-            write_json(self.path / "config.json", config)
+            if not overwrite:
+                self._same_config()
+        elif not all(LEFTOVER.fullmatch(file.name) for file in self.path.glob("*")):
+            raise ConfigError(
+                f"{self.path}: not empty, and not a run folder. Choose another --out."
+            )
 
-    def _same_config(self, config: dict) -> None:
-        before = read_json(self.path / "config.json")
+    def _same_config(self) -> None:
+        before, now = read_json(self.path / "config.json"), self.config
         different = [
-            f"{key}: {before.get(key)!r} there, {config.get(key)!r} now"
-            for key in sorted(before.keys() | config.keys())
-            if before.get(key) != config.get(key)
+            f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
         ]
         if different:
             raise ConfigError(
@@ -171,7 +134,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """True when the stage has run to its end and `model/` is there."""
-        return (self.path / "done.json").exists()
+        return (self.path / "done.json").exists() and not self.overwrite
 
     @property
     def model_dir(self) -> Path:
@@ -180,7 +143,25 @@ class Run:
 
     # ---- open and close --------------------------------------------------------------------------
 
+    def _open_folder(self) -> None:
+        """Make the folder; clear away what was to be replaced, or was left by a killed run."""
+        there = self.path.absolute()
+        with writing(self.path):
+            if self.overwrite and there.is_dir():  # only ever a run's: see __init__
+                # Renamed first: half of a run, left by a kill, would be refused the next time.
+                os.rename(there, there.with_name(f".{there.name}.old-{os.getpid()}"))
+            self.overwrite = False
+            beside = there.parent.glob(f".{glob.escape(there.name)}.old-*")
+            for file in (*beside, *there.rglob(".*")):
+                if LEFTOVER.fullmatch(file.name):
+                    remove(file)
+        self._new = not (self.path / "config.json").exists()
+        if self._new:
+            write_json(self.path / "config.json", self.config)
+
     def __enter__(self) -> Run:
+        self._open_folder()
+
         def on_interrupt(signum, frame):
             if self._stop:  # pressed twice: at once
                 raise KeyboardInterrupt
@@ -193,13 +174,18 @@ class Run:
         self.bar = Bar(self.label, self.total)
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
         self.bar.close()
         for handle in ("_metrics", "_timing", "_events"):
             if hasattr(self, handle):
-                getattr(self, handle).close()
+                with contextlib.suppress(OSError):  # `log` has said so already
+                    getattr(self, handle).close()
+        if kind is not None and self._new and not self._begun:
+            remove(self.path)
+        if self._stop and kind is None:  # pressed after the last step
+            raise Interrupted(f"{self.label}: complete, in {self.path}; stopped behind it.")
 
     # ---- the loop --------------------------------------------------------------------------------
 
@@ -219,18 +205,20 @@ class Run:
             if self._stop:
                 raise Interrupted(
                     f"{self.label}: stopped after step {step} of {self.total}; a checkpoint stands "
-                    f"in {self.path}. The same command goes on from there."
+                    f"in {self.path}. The same command (without --overwrite) goes on from there."
                 )
 
     def log(self, step: int, metrics: dict[str, float], timing: dict[str, float] | None = None):
         """Record one step: `metrics` must be reproducible, `timing` need not be."""
-        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._metrics.flush()
-        if timing:
-            self._timing.write(json.dumps({"step": step, **timing}) + "\n")
-            self._timing.flush()
-        for key, value in {**metrics, **(timing or {})}.items():
-            self._events.add_scalar(key, value, step)
+        self._begun = True
+        with writing(self.path / "metrics.jsonl"):
+            self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._metrics.flush()
+            if timing:
+                self._timing.write(json.dumps({"step": step, **timing}) + "\n")
+                self._timing.flush()
+            for key, value in {**metrics, **(timing or {})}.items():
+                self._events.add_scalar(key, value, step)
         self.bar.show(metrics)
 
     def finish(self, export: Callable[[Path], None] | None = None, summary: dict | None = None):
@@ -244,10 +232,10 @@ class Run:
     # ---- checkpoints -----------------------------------------------------------------------------
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("step-*"))
+        found = (self.path / "checkpoints").glob("step-*")
+        return sorted(found, key=lambda path: (len(path.name), path.name))  # step-1000000 is last
 
     def _save(self, state: State, step: int) -> None:
-        self._events.flush()
         content = {
             "step": step,
             "counters": {name: c.state_dict() for name, c in state.counters.items()},
@@ -255,19 +243,28 @@ class Run:
             "timing_bytes": self._timing.tell(),
         }
         with replacing(self.path / "checkpoints" / f"step-{step:06d}") as part:
+            self._events.flush()
             part.mkdir()
             save_file({k: v.cpu().contiguous() for k, v in state.tensors().items()},
                       part / "tensors.safetensors")  # fmt: skip
             (part / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
         for old in self._checkpoints()[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
 
     def _restore(self, state: State) -> tuple[int, dict[str, int]]:
         found = self._checkpoints()
         if not found:
             return 0, {"metrics_bytes": 0, "timing_bytes": 0}
+        self._begun = True
         content = read_json(found[-1] / "state.json")
-        state.load(load_file(found[-1] / "tensors.safetensors"), content["counters"])
+        try:
+            tensors = load_file(found[-1] / "tensors.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{found[-1]}: damaged ({error}). Remove this folder, and the same command goes on "
+                "from the checkpoint before it, or from the start where there is none."
+            ) from None
+        state.load(tensors, content["counters"])
         return content["step"], content
 
     def _open_logs(self, step: int, offsets: dict[str, int]) -> None:
@@ -280,14 +277,15 @@ class Run:
 
 def _open_at(path: Path, offset: int):
     """Open for appending after `offset` bytes; what stands behind them is dropped."""
-    try:
+    with writing(path):
         handle = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+        if handle.seek(0, os.SEEK_END) < offset:
+            handle.close()
+            raise CheckpointError(
+                f"{path}: shorter than when the checkpoint was made. Start anew with --overwrite."
+            )
         handle.truncate(offset)
         handle.seek(0, os.SEEK_END)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror}. Choose another folder with --out."
-        ) from error
     return handle
 
 

@@ -23,8 +23,9 @@ PACKAGE = ROOT / "rlhf_course"
 
 # An import may only point to a lower floor, or stay within one package of a floor.
 FLOORS = [
-    {"errors"},
-    {"mdp", "sampling", "checkpoints", "device", "training", "progress", "sources", "world"},
+    {"errors", "choices"},
+    {"checkpoints", "device", "files", "progress", "sources"},
+    {"mdp", "sampling", "training", "world"},
     {"gpt", "rollout", "runs", "data", "beyond_ppo"},
     {"huggingface", "evaluation"},
     {"sft", "reward_model"},
@@ -39,7 +40,18 @@ FLOORS = [
 # One formula, three engines: what trains, writes or draws is unknown to the mathematics.
 MATHS = {"mdp", "gpt", "sampling", "rollout", "sft", "reward_model", "ppo", "ppo_ptx"}
 MATHS |= {"evaluation", "beyond_ppo", "kl_control"}
-SHELLS = {"training", "runs", "progress", "device", "world", "data", "sources", "stages", "plots"}
+SHELLS = {
+    "training",
+    "runs",
+    "files",
+    "progress",
+    "device",
+    "world",
+    "data",
+    "sources",
+    "stages",
+    "plots",
+}
 SHELLS |= {"report", "cli", "distributed", "coursework"}
 
 HEAVY = {"deepspeed", "ray", "vllm"}

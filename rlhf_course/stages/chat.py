@@ -19,13 +19,12 @@ from rich.columns import Columns
 from rich.panel import Panel
 from rich.text import Text
 
-from rlhf_course.device import DeviceName, DtypeName
 from rlhf_course.errors import ConfigError, CourseError, ModelError
 from rlhf_course.progress import console
 from rlhf_course.sampling import generate
 from rlhf_course.sft import encode_prompt
 from rlhf_course.stages.presets import PRESETS
-from rlhf_course.stages.settings import Size, WorldName
+from rlhf_course.stages.settings import ChatConfig
 from rlhf_course.stages.setup import before, device_of, frozen, load_policy, world_of
 from rlhf_course.training import torch_generator
 from rlhf_course.world import Prompt, World
@@ -35,39 +34,6 @@ Type a question; both models answer it. They were trained on single questions an
 /again           the same question, sampled anew
 /temperature X   0: the likeliest answer; 1: as trained; more: wilder
 /help  /quit     this text; the end (Ctrl-D and Ctrl-C too)"""
-
-
-@dataclass
-class ChatConfig:
-    """Talk to two checkpoints side by side."""
-
-    model: str | None = None
-    """Directory or hub name of the first [default: the PPO run of --world, --size, --seed]."""
-    against: str | None = None
-    """Directory or hub name of the second [default: the SFT run beside it]."""
-    world: WorldName = "town"
-    """Whose runs to load, and whose labeler judges answers to its questions."""
-    size: Size = "small"
-    """Size of the runs."""
-    seed: int = 0
-    """Seed of the runs, of their world, and of the sampling."""
-    runs: Path | None = None
-    """Folder that holds the runs ppo and sft [default: runs/WORLD-SIZE-seedN]."""
-    temperature: float = 1.0
-    """Of the sampling; 0 takes the likeliest token each time."""
-    max_new_tokens: int | None = None
-    """Longest answer [by world, 64 if --model and --against are given; less at a context's end]."""
-    device: DeviceName = "auto"
-    """Where to run: CUDA if there is one, else Apple's MPS, else the CPU."""
-    dtype: DtypeName = "auto"
-    """Precision of matrix products."""
-    threads: int | None = None
-    """CPU threads [default: OMP_NUM_THREADS, else one a core, at most 8]."""
-
-    @property
-    def out(self) -> Path | None:
-        """Where this stage would stand among the runs; it writes nothing."""
-        return self.runs / "chat" if self.runs else None
 
 
 @dataclass

@@ -14,8 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlhf_course.errors import DataError
+from rlhf_course.files import replacing
 from rlhf_course.gpt import generate
-from rlhf_course.runs import Run, State, replacing
+from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_prompt
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.presets import PRESETS, identity, resolve

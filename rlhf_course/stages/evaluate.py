@@ -14,10 +14,10 @@ from rich.table import Table
 from torch import nn
 
 from rlhf_course.evaluation import distinct_n, entropy, honesty_table, win_rate
+from rlhf_course.files import require_writable, write_json
 from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.rollout import action_logprobs
-from rlhf_course.runs import write_json
 from rlhf_course.sampling import generate
 from rlhf_course.sft import encode_prompt
 from rlhf_course.stages.checks import check_settings
@@ -143,6 +143,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     if config.out is None:
         config.out = workspace(config) / "evaluate"
     check_settings(config)
+    require_writable(Path(config.out))
     device = device_of(config)
     announce("evaluate", config, device)
     world = world_of(config.world, config.size, config.seed)

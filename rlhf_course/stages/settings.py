@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlhf_course.device import DeviceName, DtypeName
-from rlhf_course.training import Schedule
+from rlhf_course.choices import DeviceName, DtypeName, Schedule
 
 Size = Literal["tiny", "small", "gpt2"]
 WorldName = Literal["town", "reviews"]
@@ -259,6 +258,39 @@ class DemoConfig(Common):
     """More PPO runs beside the main one [default: town ppo_no_ptx; reviews the first three]."""
     compare_poolings: bool = True
     """Also train a reward model that reads the reward in another way."""
+
+
+@dataclass
+class ChatConfig:
+    """Talk to two checkpoints side by side."""
+
+    model: str | None = None
+    """Directory or hub name of the first [default: the PPO run of --world, --size, --seed]."""
+    against: str | None = None
+    """Directory or hub name of the second [default: the SFT run beside it]."""
+    world: WorldName = "town"
+    """Whose runs to load, and whose labeler judges answers to its questions."""
+    size: Size = "small"
+    """Size of the runs."""
+    seed: int = 0
+    """Seed of the runs, of their world, and of the sampling."""
+    runs: Path | None = None
+    """Folder that holds the runs ppo and sft [default: runs/WORLD-SIZE-seedN]."""
+    temperature: float = 1.0
+    """Of the sampling; 0 takes the likeliest token each time."""
+    max_new_tokens: int | None = None
+    """Longest answer [by world, 64 if --model and --against are given; less at a context's end]."""
+    device: DeviceName = "auto"
+    """Where to run: CUDA if there is one, else Apple's MPS, else the CPU."""
+    dtype: DtypeName = "auto"
+    """Precision of matrix products."""
+    threads: int | None = None
+    """CPU threads [default: OMP_NUM_THREADS, else one a core, at most 8]."""
+
+    @property
+    def out(self) -> Path | None:
+        """Where this stage would stand among the runs; it writes nothing."""
+        return self.runs / "chat" if self.runs else None
 
 
 @dataclass
