@@ -41,7 +41,8 @@ def shuffled(count: int, seed: int, *purpose: str | int) -> list[int]:
 def epoch_batch(count: int, batch: int, step: int, seed: int, purpose: str) -> list[int]:
     """The indices of batch number `step`, over as many reshuffled epochs as it takes.
 
-    A function of `step` alone: the data loader has no state to save.
+    A function of `step` alone: the data loader has no state to save. In an epoch every index
+    comes once at most: the count % batch that fill no batch are left out, others in each epoch.
     """
     per_epoch = max(count // batch, 1)
     epoch, position = divmod(step, per_epoch)
@@ -90,16 +91,16 @@ def learning_rate(
 ) -> float:
     """Learning rate of update `step` (0 … total-1).
 
-    Warm-up rises in a straight line from `warmup_from` · peak before the first update to the peak
-    at update `warmup`. Then: "linear" falls to floor · peak, which would be reached at update
-    `total` (Ziegler et al. 2019: floor 0); "cosine" falls there along half a cosine; "constant"
-    stays (InstructGPT, App. C.4: 10 iterations of warm-up from 0.1).
+    Warm-up rises in a straight line from `warmup_from` · peak at update 0 to the peak at update
+    `warmup`. Then: "linear" falls to floor · peak, which would be reached at update `total`
+    (Ziegler et al. 2019: floor 0); "cosine" falls there along half a cosine; "constant" stays
+    (InstructGPT, App. C.4: 10 iterations of warm-up from 0.1).
     """
     if schedule not in ("constant", "linear", "cosine"):
         raise ConfigError(f"schedule {schedule!r}: choose constant, linear or cosine.")
     if step < warmup:
         return peak * (warmup_from + (1 - warmup_from) * step / warmup)
-    done = min(step / max(total, 1), 1.0)
+    done = min((step - warmup) / max(total - warmup, 1), 1.0)
     if schedule == "linear":
         return peak * (floor + (1 - floor) * (1 - done))
     if schedule == "cosine":
