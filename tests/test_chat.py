@@ -118,6 +118,20 @@ def test_the_labeler_judges_questions_of_the_world_alone(config, world, known):
     assert other.judgement in ("", "never ended")
 
 
+def test_an_answer_cut_off_is_judged_so(config, world, known):
+    tokens, start = encode_dialogue(world.tokenizer, *known)
+    all_but_eos = len(tokens) - start - 1
+    said = Chat(replace(config, max_new_tokens=all_but_eos)).ask(known[0])[0]
+    assert said.text == known[1]  # word for word, and yet
+    assert (said.finished, said.verdict, said.gold) == (False, "bad", -1.5)
+    assert said.judgement == "bad, gold -1.50, never ended"
+
+
+def test_temperature_zero_always_says_the_same(monkeypatch, capsys, config, known):
+    lines = say(monkeypatch, capsys, config, known[0], "/again")
+    assert lines[:3] == lines[3:]
+
+
 def test_again_draws_anew_and_a_session_repeats_itself(monkeypatch, capsys, config, known):
     wild = replace(config, temperature=1.0)
     first = say(monkeypatch, capsys, wild, known[0], "/again", "/again")
