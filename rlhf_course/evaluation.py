@@ -250,7 +250,7 @@ def entropy(labels: Iterable[Hashable]) -> float:
     """
     counts = Counter(labels)
     total = counts.total()
-    return sum(-c / total * math.log2(c / total) for c in counts.values() if c < total)
+    return sum(-c / total * math.log2(c / total) for c in counts.values())
 
 
 # -------------------------------------------------------------------------- what has been forgotten

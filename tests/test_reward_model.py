@@ -341,6 +341,7 @@ def rewards_of(model):
 def test_head_reads_the_language_models_hidden_states(kind):
     language_model = tiny(kind)
     model = rm.ScalarModel.from_language_model(language_model, seed=7)
+    assert model.backbone.compute_dtype is None
     with torch.no_grad():
         hidden = language_model.hidden_states(TOKENS)
         scores = model.token_scores(TOKENS)
@@ -390,6 +391,15 @@ def test_a_new_head_has_variance_one_over_width_plus_one_and_follows_its_seed():
     again, other = (rm.ScalarModel.from_language_model(wide, seed=s).head for s in (1, 2))
     assert torch.equal(head.weight, again.weight)
     assert not torch.equal(head.weight, other.weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_backbone_multiplies_in_the_language_models_dtype(kind):
+    language_model = tiny(kind)
+    language_model.compute_dtype = torch.bfloat16
+    model = rm.ScalarModel.from_language_model(language_model)
+    assert model.backbone.compute_dtype == torch.bfloat16
+    assert model.token_scores(TOKENS).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -570,7 +580,7 @@ def test_other_checkpoints_are_refused(tmp_path):
     def three_labels(config, tensors):
         tensors["score.weight"] = tensors["score.weight"].repeat(3, 1)
 
-    with pytest.raises(CheckpointError, match=r"\(3, 32\)"):
+    with pytest.raises(CheckpointError, match=r"score.weight is of shape \(3, 32\)"):
         rm.ScalarModel.from_pretrained(damaged(tmp_path / "three", "gpt", three_labels))
 
     def wider(config, tensors):
