@@ -198,7 +198,8 @@ def evaluate_all(config: DemoConfig, folder: Path, stages: dict) -> dict:
         "best_of_n": best_of(base, reward, tokenizer, world, judge_config),
         "samples": samples_of({name: judged[name] for name in ("sft", "ppo")}),
     }  # fmt: skip
-    return out | {"bars": bars_of(config.world, out)}
+    # The bars are for the size they were set for; tiny is a matter of seconds and learns little.
+    return out | {"bars": bars_of(config.world, out) if config.size == "small" else []}
 
 
 def demo(config: DemoConfig) -> Path:

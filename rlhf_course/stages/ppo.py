@@ -47,6 +47,7 @@ from rlhf_course.stages.settings import PPOConfig
 from rlhf_course.stages.setup import (
     announce,
     before,
+    conclude,
     device_of,
     frozen,
     load_policy,
@@ -323,7 +324,8 @@ def ppo(config: PPOConfig) -> Path:
             for name, model in models.items():
                 summary[f"held_out_reward_{name}"] = trainer.held_out_reward(model)
             console.print("held-out prompts: reward {:.3f} → {:.3f}".format(*summary.values()))
-        run.finish(
-            lambda folder: trainer.policy.save_pretrained(folder, trainer.tokenizer), summary
-        )
+        conclude(
+            run, "ppo", lambda d: trainer.policy.save_pretrained(d, trainer.tokenizer), summary,
+            config.kl_target if config.kl_coef else None,
+        )  # fmt: skip
     return run.model_dir

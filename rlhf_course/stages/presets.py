@@ -29,7 +29,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "reward_model": {"batch": 48, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
                          "normalize": "bias"},
         "ppo": {"iterations": 70, "batch": 256, "lr": 2e-4, "critic_lr": 3e-4,
-                "critic_warmup": 6, "max_new_tokens": 12, "kl_coef": 0.2, "kl_target": 1.5,
+                "critic_warmup": 6, "max_new_tokens": 12, "kl_coef": 0.2, "kl_target": 1.7,
                 "kl_horizon": 1280.0, "kl_floor": 0.02, "eos_penalty": 1.0, "eos_override": -5.0,
                 "ptx_coef": 0.1, "known_share": 0.3},
     },
@@ -39,11 +39,11 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "sft": {"steps": 500, "batch": 32, "lr": 1.5e-3, "warmup": 50, "corpus_rows": 6,
                 "packing": False},
         "comparisons": {"prompts": 8000, "answers": 5, "hot_answers": 0},
-        "reward_model": {"batch": 16, "lr": 3e-3, "warmup": 30, "epochs": 3, "pooling": "sum",
+        "reward_model": {"batch": 32, "lr": 1e-3, "warmup": 30, "epochs": 3, "pooling": "sum",
                          "normalize": "gain_bias"},
         "ppo": {"iterations": 80, "batch": 128, "lr": 1.5e-4, "critic_lr": 4.5e-4,
-                "critic_warmup": 6, "max_new_tokens": 40, "kl_coef": 0.1, "kl_target": 4.0,
-                "kl_horizon": 640.0, "kl_floor": 0.08, "eos_penalty": 2.0, "ptx_coef": 1.0},
+                "critic_warmup": 6, "max_new_tokens": 40, "kl_coef": 0.1, "kl_target": 3.5,
+                "kl_horizon": 2560.0, "kl_floor": 0.02, "eos_penalty": 2.0, "ptx_coef": 1.0},
     },
 }  # fmt: skip
 

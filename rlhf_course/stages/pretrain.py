@@ -20,7 +20,7 @@ from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import SHAPES, identity, resolve
 from rlhf_course.stages.settings import PretrainConfig
-from rlhf_course.stages.setup import announce, device_of, load_policy, new_model, world_of
+from rlhf_course.stages.setup import announce, conclude, device_of, load_policy, new_model, world_of
 from rlhf_course.training import learning_rate, make_optimizer, set_learning_rate
 from rlhf_course.world.tokenizer import train_tokenizer
 
@@ -84,7 +84,9 @@ def pretrain(config: PretrainConfig) -> Path:
             seconds = time.perf_counter() - began
             timing = {"seconds": seconds, "tokens_per_second": rows.numel() / seconds}
             run.log(step, metrics, timing)
-        run.finish(
+        conclude(
+            run,
+            "pretrain",
             lambda folder: model.save_pretrained(folder, tokenizer),
             {"validation_perplexity": perplexity_of(model, validation)},
         )

@@ -28,7 +28,7 @@ from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
 from rlhf_course.stages.presets import identity, resolve, workspace
 from rlhf_course.stages.settings import RewardModelConfig
-from rlhf_course.stages.setup import announce, before, device_of, load_policy, world_of
+from rlhf_course.stages.setup import announce, before, conclude, device_of, load_policy, world_of
 from rlhf_course.training import (
     epoch_batch,
     learning_rate,
@@ -232,5 +232,5 @@ def train_reward_model(config: RewardModelConfig) -> Path:
             run.log(step, metrics, {"seconds": seconds, "prompts_per_second": len(part) / seconds})
         summary = evaluate(model, held, world)
         normalize(config, model, train, world, tokenizer)
-        run.finish(lambda folder: model.save_pretrained(folder, tokenizer), summary)
+        conclude(run, "reward_model", lambda d: model.save_pretrained(d, tokenizer), summary)
     return run.model_dir

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from torch import nn
 from rlhf_course import checkpoints
 from rlhf_course.device import Device, choose_device
 from rlhf_course.errors import CheckpointError, ModelError
+from rlhf_course.files import replacing
 from rlhf_course.gpt import GPT
 from rlhf_course.huggingface import HuggingFaceLM, load_language_model, load_tokenizer
 from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
+from rlhf_course.runs import Run, read_metrics
 from rlhf_course.stages.presets import SHAPES, model_shape, workspace
 from rlhf_course.training import derive_seed
 from rlhf_course.world import make_world
@@ -104,3 +107,15 @@ def require_finite(model: nn.Module, name: str) -> None:
 def frozen(model: nn.Module) -> nn.Module:
     """The model for scoring only."""
     return model.eval().requires_grad_(False)
+
+
+def conclude(
+    run: Run, stage: str, export: Callable[[Path], None], summary: dict, kl_target=None
+) -> None:
+    """Draw the stage's curves, write its model, and mark the run as done."""
+    from rlhf_course.plots import stage_curves
+
+    figure = stage_curves(stage, read_metrics(run.path), kl_target)
+    with replacing(run.path / "plots" / f"{stage}.png") as part:
+        figure.savefig(part, format="png", dpi=110)
+    run.finish(export, summary)

@@ -33,7 +33,15 @@ from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import SHAPES, identity, resolve
 from rlhf_course.stages.settings import SFTConfig
-from rlhf_course.stages.setup import announce, before, device_of, load_policy, new_model, world_of
+from rlhf_course.stages.setup import (
+    announce,
+    before,
+    conclude,
+    device_of,
+    load_policy,
+    new_model,
+    world_of,
+)
 from rlhf_course.training import epoch_batch, learning_rate, make_optimizer, set_learning_rate
 from rlhf_course.world.tokenizer import train_tokenizer
 
@@ -184,7 +192,9 @@ def sft(config: SFTConfig) -> Path:
                 metrics |= evaluate(model, tokenizer, data.held)
             timing = {"seconds": seconds, "tokens_per_second": tokens.numel() / seconds}
             run.log(step, metrics, timing)
-        run.finish(
+        conclude(
+            run,
+            "sft",
             lambda folder: model.save_pretrained(folder, tokenizer),
             evaluate(model, tokenizer, data.held, answers=256),
         )
