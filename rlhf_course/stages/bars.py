@@ -9,7 +9,8 @@ def bars_of(world: str, evaluation: dict) -> list[dict]:
     sft, ppo = policies["sft"], policies["ppo"]
     forgetting = ppo["perplexity"] / evaluation["pretrained_perplexity"]
     off_target = abs(evaluation["kl_mean_last_20"] / evaluation["kl_target"] - 1)
-    accuracy = max(m["ratio_closed_book"] for m in evaluation["reward_models"].values())
+    main = next(iter(evaluation["reward_models"].values()))  # the one that PPO used
+    accuracy = main["ratio_closed_book"]
     rows: list[tuple[str, float, str, float]] = []
     if world == "town":
         known, strangers = (ppo["shares"][g] for g in ("known", "strangers"))

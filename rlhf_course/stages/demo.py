@@ -49,8 +49,8 @@ from rlhf_course.training import torch_generator
 # The main run's settings, changed; the names are those of the run folders.
 ABLATIONS: dict[str, dict] = {
     "ppo_no_ptx": {"ptx_coef": 0.0},
-    "ppo_no_kl": {"kl_coef": 0.0},
-    "ppo_no_kl_no_ptx": {"kl_coef": 0.0, "ptx_coef": 0.0},
+    "ppo_no_kl": {"kl_coef": 0.0, "iterations": 120},
+    "ppo_no_kl_no_ptx": {"kl_coef": 0.0, "ptx_coef": 0.0, "iterations": 120},
     "ppo_sequence": {"mdp": "sequence"},
 }
 

@@ -109,7 +109,7 @@ def figures(
     answers = judged.answers
     out = {
         "gold": mean(judged.gold),
-        "shares": honesty_table(list(zip(judged.groups, judged.verdicts, strict=True))),
+        "shares": honesty_table(zip(judged.groups, judged.verdicts, strict=True), world.verdicts),
         "perplexity": perplexity_of(model, corpus),
         "length": answers.response_lengths.float().mean().item(),
         "eos_rate": answers.finished.float().mean().item(),

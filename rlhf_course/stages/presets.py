@@ -29,9 +29,9 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "reward_model": {"batch": 48, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
                          "normalize": "bias"},
         "ppo": {"iterations": 70, "batch": 256, "lr": 2e-4, "critic_lr": 3e-4,
-                "critic_warmup": 6, "max_new_tokens": 12, "kl_coef": 0.2, "kl_target": 1.7,
-                "kl_horizon": 1280.0, "kl_floor": 0.02, "eos_penalty": 1.0, "eos_override": -5.0,
-                "ptx_coef": 0.1, "known_share": 0.3},
+                "critic_warmup": 6, "max_new_tokens": 12, "kl_coef": 0.25, "kl_gain": 1.5,
+                "kl_target": 1.7, "kl_horizon": 1280.0, "kl_floor": 0.02, "eos_penalty": 1.0,
+                "eos_override": -5.0, "ptx_coef": 0.1, "known_share": 0.3},
     },
     ("reviews", "small"): {
         "pretrain": {"steps": 2000, "batch": 24, "lr": 4e-3, "warmup": 50, "context": 64,
@@ -42,8 +42,9 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "reward_model": {"batch": 32, "lr": 1e-3, "warmup": 30, "epochs": 3, "pooling": "sum",
                          "normalize": "gain_bias"},
         "ppo": {"iterations": 80, "batch": 128, "lr": 1.5e-4, "critic_lr": 4.5e-4,
-                "critic_warmup": 6, "max_new_tokens": 40, "kl_coef": 0.1, "kl_target": 3.5,
-                "kl_horizon": 2560.0, "kl_floor": 0.02, "eos_penalty": 2.0, "ptx_coef": 1.0},
+                "critic_warmup": 6, "max_new_tokens": 40, "kl_coef": 0.1, "kl_gain": 1.0,
+                "kl_target": 3.5, "kl_horizon": 2560.0, "kl_floor": 0.02, "eos_penalty": 2.0,
+                "ptx_coef": 1.0},
     },
 }  # fmt: skip
 
@@ -80,8 +81,9 @@ DATA_DEFAULTS = {
     "reward_model": {"batch": 32, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
                      "normalize": "none"},
     "ppo": {"iterations": 60, "batch": 128, "lr": 1e-4, "critic_lr": 3e-4, "critic_warmup": 4,
-            "max_new_tokens": 64, "kl_coef": 0.05, "kl_target": 4.0, "kl_horizon": 640.0,
-            "kl_floor": 0.01, "eos_penalty": 1.0, "ptx_coef": 0.0},
+            "max_new_tokens": 64, "kl_coef": 0.05, "kl_gain": 1.0,
+            "kl_target": 4.0, "kl_horizon": 640.0, "kl_floor": 0.01, "eos_penalty": 1.0,
+            "ptx_coef": 0.0},
 }  # fmt: skip
 
 

@@ -203,8 +203,8 @@ class PPOConfig(Common):
     """First price of the KL to the reference; 0: none at all [by world]."""
     kl_controller: Literal["pi", "adaptive", "fixed"] = "pi"
     """Ziegler's controller with a proportional term, Ziegler's, or a constant price."""
-    kl_gain: float = 1.0
-    """Strength of the proportional term."""
+    kl_gain: float | None = None
+    """Strength of the proportional term [by world]."""
     kl_target: float | None = None
     """The controllers' target, nats a sequence [by world]."""
     kl_horizon: float | None = None
