@@ -8,14 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from rlhf_course.choices import Schedule
 from rlhf_course.errors import ConfigError
-
-Schedule = Literal["constant", "linear", "cosine"]
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
