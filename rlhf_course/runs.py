@@ -236,6 +236,7 @@ class Run:
         return sorted(found, key=lambda path: (len(path.name), path.name))  # step-1000000 is last
 
     def _save(self, state: State, step: int) -> None:
+        self._begun = True
         content = {
             "step": step,
             "counters": {name: c.state_dict() for name, c in state.counters.items()},
