@@ -24,6 +24,7 @@ def ppo_rows(count: int = 40, warmup: int = 4, ptx: bool = True, slope: float = 
         t = max(i - warmup, 0)
         row = {
             "step": i, "score": 0.1 + 0.02 * t + 0.05 * rng.random(), "kl": slope * t,
+            "reward": 0.2 + 0.02 * t + 0.05 * rng.random(),
             "kl_coef": 0.3 / (1 + i), "length": 7 + rng.random(), "eos_rate": 1 - rng.random() / 99,
             "explained_variance": 1 - 4 / (1 + i), "gold": -0.3 + 0.03 * t - 0.0006 * t * t,
             "share_true": 0.3, "share_false": 0.5 - 0.01 * t, "share_idk": 0.1 + 0.01 * t,
@@ -45,7 +46,12 @@ RUNS = {
     "pretrain": supervised_rows(60, validation_perplexity=2.0),
     "sft": supervised_rows(60, eval_loss=0.6, eval_exact_match=0.3),
     "reward_model": supervised_rows(
-        60, eval_accuracy=0.7, bayes_closed_book=0.8, bayes_full=0.84, eval_calibration_error=0.02
+        60,
+        eval_accuracy=0.7,
+        bayes_closed_book=0.8,
+        bayes_full=0.84,
+        eval_calibration_error=0.02,
+        eval_margin=0.7,
     ),
     "ppo": ppo_rows(),
 }

@@ -119,7 +119,7 @@ def test_overoptimisation_plots_gains_over_the_root_of_the_kl():
             "proxy": [0.2, 0.8, 1.3]}  # fmt: skip
     figure = plots.overoptimisation({"slow": slow, "fast": fast}, best)
     proxy, gold = figure.axes
-    for ax, key in ((proxy, "score"), (gold, "gold")):
+    for ax, key in ((proxy, "reward"), (gold, "gold")):
         for rows in (slow, fast):
             start = np.mean([row[key] for row in rows if row["kl"] == 0])
             root = [math.sqrt(max(row["kl"], 0)) for row in rows]
@@ -144,9 +144,11 @@ def test_overoptimisation_plots_gains_over_the_root_of_the_kl():
     assert len(colours) == 2
 
 
-def test_without_gold_the_proxy_alone_is_drawn():
-    rows = [{k: v for k, v in row.items() if k != "gold"} for row in ppo_rows()]
+def test_without_gold_the_proxy_alone_is_drawn_and_without_a_raw_reward_the_score():
+    rows = [{k: v for k, v in row.items() if k not in ("gold", "reward")} for row in ppo_rows()]
     proxy, gold = plots.overoptimisation({"run": rows}).axes
+    start = np.mean([row["score"] for row in rows if row["kl"] == 0])
+    np.testing.assert_allclose(lines_of(proxy)[1][1], [row["score"] - start for row in rows])
     assert len(proxy.lines) == 4  # zero, data, path, end
     assert len(gold.lines) == 1
 

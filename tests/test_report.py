@@ -75,7 +75,7 @@ def make_workspace(folder: Path, content: dict | None, runs=CONFIGS) -> Path:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / name / "metrics.jsonl").write_text(text)
     if content is not None:
-        (folder / "evaluation.json").write_text(json.dumps(content))
+        (folder / "evaluation.json").write_text(json.dumps(content, sort_keys=True))
     return folder
 
 
@@ -196,7 +196,11 @@ def test_the_figures_of_the_evaluation_are_in_the_tables(read):
     assert "×1.02 that of the pretrained model, without it ×10.7" in text
     assert cells[cells.index("all") + 1] == "210.8"
     assert cells[cells.index("torch") + 1] == "2.13.0"
-    assert "Sorry, I do not know." in read.text
+    assert read.text.index(HOSTILE) < read.text.index("Sorry, I do not know.")  # SFT first
+    assert [c for c in cells if c in ("SFT", "PPO-ptx", "PPO without ptx")] == [
+        "SFT", "PPO-ptx", "PPO without ptx",  # every policy
+        "SFT", "PPO-ptx",  # seconds
+    ]  # fmt: skip
     assert "gold −1" in read.text
     assert "size tiny · seed 3 · cpu, float32, 1 thread · 3.5 minutes" in read.text
 

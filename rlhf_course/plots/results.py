@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rlhf_course.plots.style import (
     COLOURS,
@@ -45,8 +46,9 @@ def kl_control(rows: Rows, target: float, band: float = 0.15) -> Figure:
     above.axhline(target, color=INK, linewidth=1, linestyle="--", label=f"target {target:g}")
     steps, kl = series(rows, "kl")
     above.plot(steps, kl, ".", color=COLOURS["policy"], markersize=4, alpha=0.45)
-    above.plot(steps, smooth(kl, 5), color=COLOURS["policy"], linewidth=1.8,
-               label="mean of 5 iterations")  # fmt: skip
+    window = min(5, 1 + len(kl) // 6)
+    above.plot(steps, smooth(kl, window), color=COLOURS["policy"], linewidth=1.8,
+               label="moving average")  # fmt: skip
     if len(kl):
         mean, last = kl[-20:].mean(), steps[-20:]
         above.plot(last[[0, -1]], [mean, mean], color=COLOURS["gold"], linewidth=3,
@@ -56,6 +58,7 @@ def kl_control(rows: Rows, target: float, band: float = 0.15) -> Figure:
     below.plot(*series(rows, "kl_coef"), color=COLOURS["reference"], linewidth=1.8)
     from_zero(below)
     scale(below, "linear")
+    below.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return figure
 
 
@@ -67,12 +70,12 @@ def overoptimisation(
     The axes are those of Gao et al. 2023: near the start a reward grows with √KL. Gains, since
     best-of-n may have been measured on other prompts than the rollouts.
 
-    runs: label -> metrics (`kl`, `score`, `gold`). best_of_n: lists of equal length, first n = 1:
-    "n", "kl" (nats, log n - (n-1)/n), "gold", "proxy".
+    runs: label -> metrics (`kl`, `reward` or else `score`, `gold`).
+    best_of_n: "n", "kl" (nats, log n - (n-1)/n), "gold", "proxy"; lists that begin with n = 1.
     """
     figure = Figure(figsize=(8, 7), layout="constrained")
     axes = dict(zip(("proxy", "gold"), figure.subplots(2, 1, sharex=True), strict=True))
-    titles = {"proxy": "Proxy: what PPO maximises", "gold": "Gold: what it is worth"}
+    titles = {"proxy": "Proxy: the reward that PPO is given", "gold": "Gold: what it is worth"}
     units = {"proxy": "gain over SFT, reward-model units", "gold": "gain over SFT, utility"}
     for kind, ax in axes.items():
         dress(ax, titles[kind], "√KL to the reference, √nats a sequence", units[kind])
@@ -80,7 +83,9 @@ def overoptimisation(
         ax.axhline(0, color=INK, linewidth=1, zorder=1)
     for i, (label, rows) in enumerate(runs.items()):
         for kind, ax in axes.items():
-            _draw_path(ax, rows, "score" if kind == "proxy" else kind, label, RUNS[i % len(RUNS)])
+            proxy = "reward" if any("reward" in row for row in rows) else "score"
+            key = proxy if kind == "proxy" else "gold"
+            _draw_path(ax, rows, key, label, RUNS[i % len(RUNS)])
     if best_of_n:
         root = np.sqrt(np.maximum(best_of_n["kl"], 0))
         for kind, ax in axes.items():
@@ -101,7 +106,8 @@ def _draw_path(ax: Axes, rows: Rows, key: str, label: str, look: tuple) -> None:
     gain = value - (untouched.mean() if len(untouched) else value[0])
     colour, style, marker = look
     ax.plot(np.sqrt(np.maximum(kl, 0)), gain, ".", color=colour, markersize=3, alpha=0.3)
-    root, gain = np.sqrt(np.maximum(smooth(kl, 7), 0)), smooth(gain, 7)
+    window = min(7, 1 + len(kl) // 6)
+    root, gain = np.sqrt(np.maximum(smooth(kl, window), 0)), smooth(gain, window)
     ax.plot(root, gain, linestyle=style, color=colour, linewidth=1.8, label=label)
     ax.plot(root[-1:], gain[-1:], marker, color=colour, markersize=7, markeredgecolor="white")
 
@@ -184,7 +190,8 @@ def _bars(names, values, notes, colour) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 1.1 + 0.42 * len(names)), layout="constrained")
     ax = figure.subplots()
     bars = ax.barh(names, values, color=colour, height=0.66)
-    ax.bar_label(bars, notes, padding=4, fontsize=TEXT, color=INK)
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.9}  # over the lines
+    ax.bar_label(bars, notes, padding=5, fontsize=TEXT, color=INK, bbox=paper, zorder=5)
     ax.invert_yaxis()
     ax.set_axisbelow(True)
     ax.grid(color=LIGHT)

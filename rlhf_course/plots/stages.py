@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rlhf_course.plots.style import (
     COLOURS,
@@ -75,7 +76,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
               (Curve("loss", "training", POLICY), Curve("eval_loss", "held out", INK, "--")),
               "log"),
         _one("Exact match, held out", "share of greedy answers", "eval_exact_match", POLICY,
-             "percent"),
+             "percent", from_zero=True),
         *_optimizer(POLICY),
     ),
     "reward_model": (
@@ -85,11 +86,15 @@ PANELS: dict[str, tuple[Panel, ...]] = {
               (Curve("bayes_full", "best, knowing all", INK, ":"),
                Curve("bayes_closed_book", "best, closed book", INK, "--"),
                Curve("eval_accuracy", "reward model", REWARD)), "percent", (0.5, 1)),
+        _one("Margin, held out", "reward of better − worse", "eval_margin", REWARD),
+        _one("Calibration error, held out", "|confidence − accuracy|", "eval_calibration_error",
+             REWARD, "percent", from_zero=True),
         *_optimizer(REWARD),
     ),
     "ppo": (
         Panel("Reward", "reward a sequence",
-              (Curve("score", "proxy (score)", COLOURS["proxy"], "--"),
+              (Curve("reward", "proxy (reward)", COLOURS["proxy"], "--"),
+               Curve("score", "with EOS penalty", "#999999", ":"),
                Curve("gold", "gold (utility)", COLOURS["gold"]))),
         _one("KL to the reference", "nats a sequence", "kl", POLICY),
         _one("KL coefficient β", "reward a nat", "kl_coef", REFERENCE, from_zero=True),
@@ -150,6 +155,10 @@ def _draw_panel(ax: Axes, panel: Panel, rows: Rows, x: str) -> None:
         _draw_curve(ax, rows, curve)
     if panel.level is not None:
         level(ax, *panel.level)
+    first, last = rows[0].get("step", 0), rows[-1].get("step", len(rows) - 1)
+    room = 0.03 * max(last - first, 1)
+    ax.set_xlim(first - room, last + room)  # the same for every panel, however sparse
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     scale(ax, panel.scale)
     if panel.limits is not None:
         ax.set_ylim(*panel.limits)
@@ -163,8 +172,7 @@ def _draw_curve(ax: Axes, rows: Rows, curve: Curve) -> None:
     """Data and moving average; a metric measured only now and then as points, joined."""
     steps, values = series(rows, curve.key)
     if 2 * len(values) < len(rows):
-        marker = "" if curve.key.startswith("bayes") else "o"
-        ax.plot(steps, values, linestyle=curve.style, color=curve.colour, marker=marker,
+        ax.plot(steps, values, linestyle=curve.style, color=curve.colour, marker="o",
                 markersize=3.5, linewidth=1.4, label=curve.label)  # fmt: skip
         return
     alpha = 0.3 if len(values) < 400 else 0.18  # many points cover one another

@@ -48,15 +48,16 @@ CAPTIONS = {
     "sft": "The loss on held-out answers (points) should follow the loss in training. Exact match "
     "stays well below 100 %, since most prompts have several good answers.",
     "reward_model": "The loss begins at log 2 or above (a coin's) and accuracy climbs towards the "
-    "two upper lines: the labels are noisy, and not even the labeler's own utility predicts all.",
-    "ppo": "Grey: the critic's warm-up, in which the policy stands still. Score and gold should "
+    "two upper lines, which noise in the labels keeps below 100 %. The margin may grow on when the "
+    "accuracy has stopped: the model becomes surer, and its calibration tells whether rightly.",
+    "ppo": "Grey: the critic's warm-up, in which the policy stands still. Proxy and gold should "
     "rise together, KL settle at its target, entropy fall but not vanish, the ratio stay within "
     "reach of 1, and the critic explain a growing share of the returns.",
     "kl_control": "The controller raises the price of KL while KL is above its target and lowers "
     "it below. A good one keeps the line in the shaded band once the first rise is over.",
-    "overoptimisation": "Above, the score that PPO maximises; below, what it is worth. Both grow "
-    "at first. Where the upper curve goes on rising and the lower one falls, the policy has begun "
-    "to exploit the reward model's errors.",
+    "overoptimisation": "Above, the reward that PPO is given; below, what the answers are worth. "
+    "Both grow at first. Where the upper curve goes on rising and the lower one falls, the policy "
+    "has begun to exploit the reward model's errors.",
     "honesty": "Imitation teaches a model to answer whether it knows or not: after SFT it makes "
     "things up about strangers. Rewarded for admitting ignorance, it should learn to say so and "
     "keep what it knows.",
@@ -134,7 +135,8 @@ def level(ax: Axes, value: float, label: str, style: str = ":", at: str = "right
 
 def from_zero(ax: Axes) -> None:
     """A y axis that begins at 0, with a little room above the data."""
-    ax.set_ylim(0, max(ax.dataLim.y1, 1e-9) * 1.08)
+    top = ax.dataLim.y1
+    ax.set_ylim(0, 1.08 * top if top > 0 else 1.0)
 
 
 def legend(ax: Axes, **where) -> None:

@@ -26,7 +26,7 @@ from rlhf_course.report.page import (
     table,
     verdict,
 )
-from rlhf_course.report.workspace import GROUPS, POOLINGS, Workspace, label, stage_of
+from rlhf_course.report.workspace import GROUPS, POOLINGS, Workspace, in_order, label, stage_of
 
 # ---------------------------------------------------------------------------------- what came out
 
@@ -78,7 +78,7 @@ def _dialogue(sample: dict) -> Html:
             element("span", f"gold {number(answer.get('gold'))}", class_="worth"),
             class_="answer",
         )
-        for name, answer in sample.get("answers", {}).items()
+        for name, answer in in_order(sample.get("answers", {})).items()
     ]
     prompt = element("div", sample.get("prompt", ""), class_="prompt")
     return element("div", prompt, element("div", *answers, class_="answers"), class_="dialogue")
@@ -184,6 +184,7 @@ def reward_models(w: Workspace) -> Html:
         ("eval_accuracy", "accuracy", percent), ("bayes_closed_book", "best, closed book", percent),
         ("ratio_closed_book", "ratio", number), ("bayes_full", "best, knowing all", percent),
         ("ratio_full", "ratio", number), ("eval_calibration_error", "calibration error", number),
+        ("eval_margin", "margin", number),
     )  # fmt: skip
     columns = [c for c in columns if any(c[0] in model for model in models.values())]
     rows = [
@@ -264,7 +265,7 @@ def environment(w: Workspace) -> Html:
     """Seconds a stage, memory, device, versions."""
     e, parts = w.evaluation, []
     if e.get("seconds"):
-        rows = [(label(name), f"{value:.1f}") for name, value in e["seconds"].items()]
+        rows = [(label(name), f"{value:.1f}") for name, value in in_order(e["seconds"]).items()]
         rows.append(("all", f"{math.fsum(e['seconds'].values()):.1f}"))
         parts.append(table(("stage", "seconds"), rows))
     about = [("device", e.get("device")), ("peak memory, GB", e.get("memory_gb"))]

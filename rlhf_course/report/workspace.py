@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def stage_of(name: str) -> str:
     return next((s for s in STAGES[:-1] if name == s or name.startswith(f"{s}_")), STAGES[-1])
 
 
+def in_order(names: Mapping | Iterable[str]) -> dict:
+    """Runs or policies in the order of the pipeline, alternatives behind their stage.
+
+    JSON files are written with sorted keys, so "ppo" stands before "sft" there.
+    """
+    names = names if isinstance(names, Mapping) else dict.fromkeys(names)
+    order = sorted(names, key=lambda name: (STAGES.index(stage_of(name)), len(name), name))
+    return {name: names[name] for name in order}
+
+
 @dataclass
 class Workspace:
     """What stands in a folder: evaluation.json, and of every run its configuration and metrics."""
@@ -54,8 +65,7 @@ class Workspace:
         found = cls(path)
         if (path / "evaluation.json").exists():
             found.evaluation = read_json(path / "evaluation.json")
-        names = [file.parent.name for file in path.glob("*/config.json")]
-        for name in sorted(names, key=lambda n: (STAGES.index(stage_of(n)), len(n), n)):
+        for name in in_order(file.parent.name for file in path.glob("*/config.json")):
             folder = path / name
             found.configs[folder.name] = read_json(folder / "config.json")
             found.runs[folder.name] = _metrics(folder)
@@ -77,8 +87,8 @@ class Workspace:
 
     @property
     def policies(self) -> dict[str, dict]:
-        """Name -> figures of every evaluated policy."""
-        return self.evaluation.get("policies", {})
+        """Name -> figures of every evaluated policy, SFT first."""
+        return in_order(self.evaluation.get("policies", {}))
 
     def kl_target(self, name: str) -> float | None:
         """What a PPO run's controller aimed at; None when there was no controller."""
