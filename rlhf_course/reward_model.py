@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from rlhf_course import checkpoints
 from rlhf_course.errors import CheckpointError, ConfigError, ModelError
-from rlhf_course.gpt import GPT
+from rlhf_course.gpt import GPT, unlike_ours
 from rlhf_course.huggingface import HuggingFaceLM
 from rlhf_course.mdp import masked_mean, masked_sum, sequence_mask
 
@@ -330,7 +330,7 @@ def _backbone_tensors(backbone: GPT | HuggingFaceLM) -> tuple[dict[str, Tensor],
 
 def _read_backbone(directory, config: dict, tensors: dict[str, Tensor], where: str):
     """The reverse: a GPT-2 becomes our own GPT, anything else is wrapped."""
-    if config.get("model_type") == "gpt2":
+    if not unlike_ours(config):
         return GPT.from_huggingface(tensors, config, where)
     from transformers import AutoConfig, AutoModel
 

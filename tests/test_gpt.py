@@ -202,7 +202,7 @@ def attention_by_loops(q, k, v, may_look):
     return out
 
 
-@pytest.mark.parametrize(("T", "S"), [(5, 5), (3, 5), (1, 5), (1, 1)])
+@pytest.mark.parametrize(("T", "S"), [(5, 5), (2, 2), (3, 5), (1, 5), (1, 1)])
 def test_attention_is_causal_softmax_attention(T, S):
     q, k, v = draw(2, 2, T, 4, seed=1), draw(2, 2, S, 4, seed=2), draw(2, 2, S, 4, seed=3)
     expected = attention_by_loops(q, k, v, lambda b, t, s: s <= S - T + t)

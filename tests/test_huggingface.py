@@ -14,6 +14,7 @@ from rlhf_course.huggingface import (
     load_language_model,
     load_tokenizer,
 )
+from rlhf_course.reward_model import ScalarModel
 
 
 def close(actual, expected, tol):
@@ -212,6 +213,11 @@ def test_a_gpt2_becomes_our_own_unless_ours_would_compute_something_else(tmp_pat
     assert type(model) is HuggingFaceLM
     with torch.no_grad():
         close(model(tokens), theirs(tokens).logits, 1e-5)
+    reward_model = ScalarModel.from_language_model(model)
+    reward_model.save_pretrained(tmp_path / "reward")
+    again = ScalarModel.from_pretrained(tmp_path / "reward")
+    with torch.no_grad():
+        close(again.token_scores(tokens), reward_model.token_scores(tokens), 1e-5)
 
 
 def test_an_architecture_with_masks_or_logits_of_its_own_is_refused(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Sampling: one token against its distribution, whole answers against transformers and by hand."""
 
+import functools
+
 import pytest
 import torch
 from tiny_models import CONTEXT, KINDS, VOCABULARY, tiny
@@ -147,35 +149,47 @@ def by_hand(model, prompt, max_new_tokens, eos_id):
     return answer, logprobs, answer[-1] == eos_id
 
 
-def usual_eos(model, max_new_tokens):
-    """A token with which some of RAGGED's answers end, at different lengths, and some do not."""
-    free = [by_hand(model, p, max_new_tokens, NEVER)[0] for p in RAGGED]
+LIMIT = 16
+
+
+@functools.cache
+def greedy(kind):
+    """(EOS, what `by_hand` says to each of RAGGED). The EOS is a token with which some of the
+    answers end, at different lengths, and some do not."""
+    free = [by_hand(model_of(kind), prompt, LIMIT, NEVER) for prompt in RAGGED]
     ends = {
-        eos: [answer.index(eos) if eos in answer else None for answer in free]
+        eos: [answer.index(eos) if eos in answer else None for answer, _, _ in free]
         for eos in range(VOCABULARY)
     }
     spread = {eos: len(set(at)) for eos, at in ends.items() if None in at}
-    best = max(spread, key=spread.get)
-    assert spread[best] >= 4
-    return best
+    eos = max(spread, key=spread.get)
+    assert spread[eos] >= 4
+    cuts = [LIMIT if at is None else at + 1 for at in ends[eos]]
+    return eos, [
+        (answer[:cut], logprobs[:cut], answer[cut - 1] == eos)
+        for (answer, logprobs, _), cut in zip(free, cuts, strict=True)
+    ]
+
+
+def model_of(kind):
+    return tiny(kind, seed=4).eval()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_answers_to_ragged_prompts_are_those_of_transformers(kind, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    model = tiny(kind, seed=4).eval()
-    eos = usual_eos(model, 16)
+    model, (eos, _) = model_of(kind), greedy(kind)
     model.save_pretrained(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     longest = max(map(len, RAGGED))
     padded = torch.tensor([[eos] * (longest - len(p)) + p for p in RAGGED])
     real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in RAGGED])
     out = theirs.generate(
-        padded, attention_mask=real, do_sample=False, max_new_tokens=16, eos_token_id=eos,
+        padded, attention_mask=real, do_sample=False, max_new_tokens=LIMIT, eos_token_id=eos,
         pad_token_id=eos,
     )  # fmt: skip
-    ours = generate(model, RAGGED, 16, eos, temperature=0)
+    ours = generate(model, RAGGED, LIMIT, eos, temperature=0)
     for answer, finished, row in zip(
         ours.responses, ours.finished, out[:, longest:].tolist(), strict=True
     ):
@@ -189,15 +203,12 @@ def test_greedy_answers_to_ragged_prompts_are_those_of_transformers(kind, tmp_pa
 @pytest.mark.parametrize("batch_size", [None, 3, 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_of_a_batch_is_what_it_is_alone(kind, batch_size):
-    model = tiny(kind, seed=4).eval()
-    eos = usual_eos(model, 16)
-    seen = []
+    model, (eos, expected), seen = model_of(kind), greedy(kind), []
     out = generate(
-        model, RAGGED, 16, eos, temperature=0, batch_size=batch_size, progress=seen.append
+        model, RAGGED, LIMIT, eos, temperature=0, batch_size=batch_size, progress=seen.append
     )
     assert seen == {None: [8], 3: [3, 6, 8], 1: [1, 2, 3, 4, 5, 6, 7, 8]}[batch_size]
-    for i, prompt in enumerate(RAGGED):
-        answer, logprobs, finished = by_hand(model, prompt, 16, eos)
+    for i, (answer, logprobs, finished) in enumerate(expected):
         assert out.responses[i] == answer
         assert out.finished[i] == finished
         assert out.logprobs[i] == pytest.approx(logprobs, abs=1e-4)
@@ -206,23 +217,22 @@ def test_a_row_of_a_batch_is_what_it_is_alone(kind, batch_size):
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_token_0_may_be_the_eos_and_stand_in_the_prompt(kind):
     """Pads are told from EOS by lengths alone."""
-    model = tiny(kind, seed=4).eval()
-    with torch.no_grad():  # 0 becomes the usual EOS: the two tokens change places
-        eos, shift = usual_eos(model, 16), torch.arange(VOCABULARY)
+    model, (eos, _) = model_of(kind), greedy(kind)
+    with torch.no_grad():  # 0 becomes that EOS: the two tokens change places
+        shift = torch.arange(VOCABULARY)
         shift[[0, eos]] = shift[[eos, 0]]
         for weight in {id(p): p for p in model.parameters() if p.shape[0] == VOCABULARY}.values():
             weight.copy_(weight[shift])
     prompts = [[0, *p] if i % 2 else [*p, 0] for i, p in enumerate(RAGGED)]
-    out = generate(model, prompts, 16, 0, temperature=0)
-    expected = [by_hand(model, p, 16, 0) for p in prompts]
+    out = generate(model, prompts, 8, 0, temperature=0)
+    expected = [by_hand(model, p, 8, 0) for p in prompts]
     assert out.responses == [answer for answer, _, _ in expected]
     assert out.finished == [finished for _, _, finished in expected]
     assert len({len(answer) for answer in out.responses}) > 2
 
 
 def test_finished_rows_are_dropped_from_the_work():
-    model = tiny("gpt", seed=4).eval()
-    eos = usual_eos(model, 16)
+    model, (eos, _) = model_of("gpt"), greedy("gpt")
     read, hidden_states = [], model.hidden_states
 
     def spy(tokens, *rest):
@@ -230,18 +240,18 @@ def test_finished_rows_are_dropped_from_the_work():
         return hidden_states(tokens, *rest)
 
     model.hidden_states = spy
-    out = generate(model, RAGGED, 16, eos, temperature=0)
+    out = generate(model, RAGGED, LIMIT, eos, temperature=0)
     assert read[0] == (8, 9)  # the prompts once, padded to the longest
     assert {length for _, length in read[1:]} == {1}  # then one token a step
-    assert len(read) == 16
+    assert len(read) == LIMIT
     rows = [count for count, _ in read]
-    for step in range(1, 16):
+    for step in range(1, LIMIT):
         alive = sum(len(answer) > step for answer in out.responses)
         assert alive <= rows[step] < max(2 * alive, 2)
 
 
 def test_it_stops_when_all_have_finished():
-    model = tiny("gpt", seed=4).eval()
+    model = model_of("gpt")
     first = by_hand(model, RAGGED[0], 1, NEVER)[0][0]
     steps, hidden_states = [], model.hidden_states
     model.hidden_states = lambda *args: steps.append(1) or hidden_states(*args)
@@ -252,11 +262,9 @@ def test_it_stops_when_all_have_finished():
 
 
 def test_an_eos_as_the_last_token_that_fits_counts_as_finished():
-    model = tiny("gpt", seed=4).eval()
-    eos = usual_eos(model, 16)
-    ended = [answer for answer, _, end in (by_hand(model, p, 16, eos) for p in RAGGED) if end]
-    longest = max(map(len, ended))
-    out = generate(model, RAGGED, longest, eos, temperature=0)
+    eos, expected = greedy("gpt")
+    longest = max(len(answer) for answer, _, finished in expected if finished)
+    out = generate(model_of("gpt"), RAGGED, longest, eos, temperature=0)
     last = [a[-1] == eos and len(a) == longest for a in out.responses]
     assert any(last)
     assert out.finished == [eos in answer for answer in out.responses]
@@ -270,7 +278,7 @@ def test_an_eos_as_the_last_token_that_fits_counts_as_finished():
 def test_log_probabilities_are_those_of_the_distribution_sampled_from(
     kind, temperature, top_k, top_p
 ):
-    model = tiny(kind, seed=4).eval()
+    model = model_of(kind)
     generator = torch.Generator().manual_seed(1)
     out = generate(model, RAGGED, 10, 42, temperature, top_k, top_p, generator)
     for prompt, answer, logprobs in zip(RAGGED, out.responses, out.logprobs, strict=True):
