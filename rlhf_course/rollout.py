@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_course.mdp import chunked_logprobs
+from rlhf_course.padding import padded_length
 
 
 @dataclass
@@ -35,10 +36,12 @@ class Rollout:
         return len(self.tokens)
 
     def select(self, rows: Tensor) -> Rollout:
-        """These rows as a new rollout; columns in which all of them are padded are cut off."""
-        last = int(self.mask[rows].any(dim=0).nonzero().max()) + 1
-        parts = {f.name: getattr(self, f.name)[rows, :last] for f in fields(self)}
-        parts["tokens"] = self.tokens[rows, : last + 1]
+        """These rows as a new rollout; columns in which all of them are padded are cut off, up to
+        a width that repeats (see `padding`)."""
+        last = int(self.mask[rows].any(dim=0).nonzero().max()) + 1  # actions, of last + 1 tokens
+        width = padded_length(last + 1, self.tokens.shape[1])
+        parts = {f.name: getattr(self, f.name)[rows, : width - 1] for f in fields(self)}
+        parts["tokens"] = self.tokens[rows, :width]
         return Rollout(**parts)
 
     def micro_batches(self, size: int | None) -> Iterator[Rollout]:

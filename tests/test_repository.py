@@ -25,7 +25,7 @@ PACKAGE = ROOT / "rlhf_course"
 FLOORS = [
     {"errors", "choices"},
     {"checkpoints", "device", "files", "progress", "sources"},
-    {"mdp", "sampling", "training", "world"},
+    {"mdp", "sampling", "training", "world", "padding"},
     {"gpt", "rollout", "runs", "data", "beyond_ppo"},
     {"huggingface", "evaluation"},
     {"sft", "reward_model"},

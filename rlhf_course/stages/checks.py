@@ -49,7 +49,9 @@ def check_settings(config) -> None:
     """
     for name, (low, included, high) in RANGES.items():
         value = getattr(config, name, None)
-        if value is None or (low < value <= high or (included and value == low)):
+        if value is None:
+            continue
+        if math.isfinite(value) and low <= value <= high and (included or value > low):
             continue
         words = f"at least {low}" if included else f"a finite number above {low}"
         if high < math.inf:
@@ -75,7 +77,7 @@ def _sft(config: SFTConfig) -> None:
     if config.packing and config.corpus_rows:
         raise ConfigError(
             "--packing and --corpus-rows do not go together: rows of text are mixed into batches "
-            "of one dialogue a row. Give --no-packing or --corpus-rows 0."
+            "of one dialogue a row. Give --packing False or --corpus-rows 0."
         )
     if config.data and config.corpus_rows:
         raise ConfigError("--corpus-rows needs an embedded world's text, so it excludes --data.")

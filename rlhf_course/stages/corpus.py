@@ -29,7 +29,7 @@ class Corpus:
         if not len(self.starts):
             raise DataError(
                 f"{name} has {len(stream)} tokens, fewer than one row of {window}. "
-                "Give more text, or shorter rows (--window, where there is such a flag)."
+                "Give more text, or in pretraining shorter rows with --window."
             )
 
     def rows(self, count: int, seed: int, *purpose: str | int) -> Tensor:

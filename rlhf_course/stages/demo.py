@@ -148,7 +148,7 @@ def best_of(policy, reward, tokenizer, world, config: EvaluateConfig, most: int 
         policy, [t.tokens for t in tasks], longest, tokenizer.eos_token_id,
         generator=torch_generator(config.seed, "best of n", device=device), batch_size=1024,
     )  # fmt: skip
-    answers = as_tensors(tasks, out, tokenizer, device)
+    answers = as_tensors(tasks, out, tokenizer, device, policy.context)
     (proxy,) = in_parts(lambda *part: (model_scores(reward, *part),), 512, answers.tokens,
                         answers.prompt_lengths, answers.response_lengths)  # fmt: skip
     gold = torch.tensor([world.utility(t.source, text, end) for t, text, end

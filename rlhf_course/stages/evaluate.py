@@ -67,7 +67,7 @@ def judge(model: nn.Module, tokenizer, world, config: EvaluateConfig) -> Judged:
         model, [t.tokens for t in tasks], longest, tokenizer.eos_token_id, config.temperature,
         generator=torch_generator(config.seed, "evaluate", device=device), batch_size=1024,
     )  # fmt: skip
-    answers = as_tensors(tasks, out, tokenizer, device)
+    answers = as_tensors(tasks, out, tokenizer, device, model.context)
     said = list(zip(tasks, answers.texts, out.finished, strict=True))
     return Judged(
         answers,

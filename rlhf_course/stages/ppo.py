@@ -195,7 +195,8 @@ class PPOTrainer:
         metrics = {"score": scores.mean().item(), "reward": raw.mean().item(),
                    "kl": kl.mean().item(), "kl_coef": kl_coef}  # fmt: skip
         metrics |= self.describe(answers, rollout)
-        check_finite(metrics, f"ppo step {step}, before any update")
+        values = rollout.values[rollout.value_mask].mean()
+        check_finite({**metrics, "values": values}, f"ppo step {step}, before any update")
         metrics |= self.update(rollout, step, iteration)
         if iteration >= 0:
             self.controller.update(metrics["kl"], len(rollout))

@@ -21,6 +21,7 @@ from rlhf_course.evaluation import (
     preference_accuracy,
     reward_margin,
 )
+from rlhf_course.padding import pad_rows
 from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_dialogue, encode_prompt
@@ -78,31 +79,23 @@ def encode_rows(tokenizer, rows: list[Preference], context: int) -> list[Ranked]
     return out
 
 
-def batch_tensors(part: list[Ranked], device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """tokens (N, T), prompt lengths (N,), answer lengths (N,), and where each of the N answers
-    stands in a (prompts, K) table, as flat indices (N,)."""
-    rows, prompts, lengths, places = [], [], [], []
-    width = max(len(r.answers) for r in part)
-    for i, ranked in enumerate(part):
-        for j, answer in enumerate(ranked.answers):
-            rows.append(ranked.prompt + answer)
-            prompts.append(len(ranked.prompt))
-            lengths.append(len(answer))
-            places.append(i * width + j)
-    longest = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    return tuple(t.to(device) for t in (tokens, *map(torch.tensor, (prompts, lengths, places))))
-
-
 def score_table(model: ScalarModel, part: list[Ranked]) -> tuple[Tensor, Tensor]:
-    """(scores (prompts, K), mask (prompts, K)): every answer is read once."""
+    """(scores (prompts, K), mask (prompts, K)): every answer is read once.
+
+    A prompt with fewer than K answers repeats its first, which the mask leaves out: the table is
+    full, and every batch has the same shape (see `padding`).
+    """
+    width = max(len(r.answers) for r in part)
+    filled = [r.answers + r.answers[:1] * (width - len(r.answers)) for r in part]
+    rows = [r.prompt + a for r, answers in zip(part, filled, strict=True) for a in answers]
+    starts = torch.tensor([len(r.prompt) for r in part for _ in range(width)])  # (N,)
+    lengths = torch.tensor([len(a) for answers in filled for a in answers])  # (N,)
+    there = torch.tensor([len(r.answers) for r in part])  # (prompts,)
     device = next(model.parameters()).device
-    tokens, prompts, lengths, places = batch_tensors(part, device)
-    scores = model.rewards(tokens, prompts, lengths)  # (N,)
-    size = (len(part), max(len(r.answers) for r in part))
-    mask = torch.zeros(size, dtype=torch.bool, device=device)
-    mask.view(-1)[places] = True
-    return torch.zeros(size, device=device).masked_scatter(mask, scores), mask
+    tokens = pad_rows(rows, limit=model.backbone.context)  # (N, T), N = prompts × K
+    scores = model.rewards(*(t.to(device) for t in (tokens, starts, lengths)))
+    mask = torch.arange(width) < there[:, None]  # (prompts, K)
+    return scores.view(len(part), width), mask.to(device)
 
 
 @torch.no_grad()
@@ -146,6 +139,12 @@ def prepare(config: RewardModelConfig, device):
         held, train = split_rows(rows, config.validation, config.seed)
         return model, tokenizer, train, held, None
     folder = workspace(config) / "comparisons"
+    if not (folder / "done.json").exists():
+        raise DataError(
+            f"{folder / 'comparisons.jsonl'}: not there or not complete; the reward model learns "
+            "from it. Run `rlhf-course comparisons` with the same --world, --size and --seed "
+            "first, or give comparisons with --data."
+        )
     train, held = (
         [encode_ranked(tokenizer, c.prompt.text, c.responses, c.finished, c)
          for c in read_comparisons_run(folder / name)]

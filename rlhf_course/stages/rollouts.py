@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rlhf_course import mdp
 from rlhf_course.errors import TrainingError
+from rlhf_course.padding import pad_rows
 from rlhf_course.ppo import whiten
 from rlhf_course.ppo_ptx import PopArt, RunningMoments
 from rlhf_course.rollout import Rollout, action_logprobs
@@ -52,11 +53,12 @@ def decode_answers(tokenizer, out: Generation) -> list[str]:
     return [text.strip() for text in tokenizer.batch_decode(ids)]
 
 
-def as_tensors(tasks: list[Task], out: Generation, tokenizer, device) -> Answers:
+def as_tensors(
+    tasks: list[Task], out: Generation, tokenizer, device, context: int | None = None
+) -> Answers:
     """Prompts and answers side by side, right-padded; lengths say what is real."""
     rows = [task.tokens + response for task, response in zip(tasks, out.responses, strict=True)]
-    longest = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    tokens = pad_rows(rows, limit=context).to(device)
     return Answers(
         tasks, tokens,
         torch.tensor([len(t.tokens) for t in tasks], device=device),
@@ -82,7 +84,8 @@ def collect(
             "the policy's logits are NaN or infinite, so no answer could be sampled. The last "
             "checkpoint stands: lower the learning rate (--lr), and look at the metrics before it."
         ) from error
-    return as_tensors(tasks, out, tokenizer, next(policy.parameters()).device)
+    device = next(policy.parameters()).device
+    return as_tensors(tasks, out, tokenizer, device, policy.context)
 
 
 def in_parts(function, size: int, *tensors: Tensor) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from rlhf_course import checkpoints
 from rlhf_course.device import Device, choose_device
-from rlhf_course.errors import CheckpointError, ModelError
+from rlhf_course.errors import ModelError
 from rlhf_course.files import replacing
 from rlhf_course.gpt import GPT
 from rlhf_course.huggingface import HuggingFaceLM, load_language_model, load_tokenizer
@@ -69,7 +69,6 @@ def load_policy(name_or_dir, device: Device) -> tuple[GPT | HuggingFaceLM, objec
             "needs a trained one. Give a directory or a hub name."
         )
     model, tokenizer = load_language_model(name_or_dir)
-    require_finite(model, str(name_or_dir))
     return device.place(model), tokenizer
 
 
@@ -79,7 +78,6 @@ def load_reward_model(name_or_dir, tokenizer, device: Device) -> ScalarModel:
     Raises ModelError when its tokenizer is another one: it would read other words.
     """
     model = ScalarModel.from_pretrained(name_or_dir)
-    require_finite(model, str(name_or_dir))
     own = load_tokenizer(checkpoints.resolve(name_or_dir), str(name_or_dir))
     require_one_tokenizer(own, tokenizer, f"{name_or_dir}: the reward model", "the policy")
     return frozen(device.place(model))
@@ -92,16 +90,6 @@ def require_one_tokenizer(one, other, who: str, whose: str) -> None:
             f"{who} has another tokenizer than {whose} ({len(one)} tokens, {len(other)} there), so "
             "one would read other words than the other wrote. Take models of one origin."
         )
-
-
-def require_finite(model: nn.Module, name: str) -> None:
-    """Raise CheckpointError naming the first weight that is NaN or infinite."""
-    for key, tensor in model.named_parameters():
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
-                f"{name}: the weight {key} holds NaN or infinite numbers. The training that wrote "
-                "it had diverged: repeat it with a lower learning rate, or name another model."
-            )
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from rlhf_course.data import Dialogue, read_dialogues, split_rows
 from rlhf_course.errors import DataError, check_finite
 from rlhf_course.evaluation import exact_match
 from rlhf_course.gpt import generate
+from rlhf_course.padding import pad_rows
 from rlhf_course.progress import console
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import (
@@ -101,12 +102,10 @@ def encode_all(dialogues: list[Dialogue], tokenizer, context: int, truncate: boo
     return fitted.examples
 
 
-def padded(examples: list[Example]) -> tuple[Tensor, Tensor]:
+def padded(examples: list[Example], context: int) -> tuple[Tensor, Tensor]:
     """(tokens, labels), (B, T) long each, right-padded."""
-    longest = max(len(tokens) for tokens, _ in examples)
-    tokens = [ids + [0] * (longest - len(ids)) for ids, _ in examples]
-    labels = [wanted + [IGNORE] * (longest - len(wanted)) for _, wanted in examples]
-    return torch.tensor(tokens), torch.tensor(labels)
+    tokens, labels = ([list(e[i]) for e in examples] for i in (0, 1))
+    return pad_rows(tokens, 0, context), pad_rows(labels, IGNORE, context)
 
 
 class Batches:
@@ -123,7 +122,7 @@ class Batches:
             packed = pack(examples, self.context, self.pad_id)
             attend = segment_mask(packed.segments)  # (B, 1, T, T)
             return packed.tokens, packed.labels, attend, packed.positions
-        tokens, labels = padded(examples)
+        tokens, labels = padded(examples, self.context)
         if self.data.corpus is not None:
             rows = self.data.corpus.rows(config.corpus_rows, config.seed, "sft corpus", step)
             width = max(tokens.shape[1], rows.shape[1])
@@ -143,7 +142,7 @@ def evaluate(model: nn.Module, tokenizer, held: list[Example], answers: int = 64
     device = next(model.parameters()).device
     total = count = 0.0
     for start in range(0, len(held), 32):
-        tokens, labels = (t.to(device) for t in padded(held[start : start + 32]))
+        tokens, labels = (t.to(device) for t in padded(held[start : start + 32], model.context))
         wanted = float((labels[:, 1:] != IGNORE).sum())
         total += answer_loss(model, tokens, labels).item() * wanted
         count += wanted
