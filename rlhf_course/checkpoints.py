@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -157,4 +158,16 @@ def load_into(module: torch.nn.Module, tensors: dict[str, torch.Tensor], where: 
             f"{where}: the tensors do not fit this model; {'; '.join(problems)}. "
             "Use the checkpoint that belongs to this architecture and size."
         )
+    require_finite(tensors, where)
     module.load_state_dict(tensors)
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise CheckpointError naming the first tensor that holds NaN or an infinite number."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{where}: the weight {name} holds NaN or infinite numbers. The training that "
+                "wrote it had diverged: repeat it with a lower learning rate, or name another "
+                "model."
+            )

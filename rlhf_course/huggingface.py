@@ -6,7 +6,9 @@ PPO is written once; what differs between Llama, Qwen, Gemma … and our GPT is 
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -153,10 +155,11 @@ def load_causal_lm(directory: Path, name: str) -> GPT | HuggingFaceLM:
             for key, value in list(vars(part).items()):
                 if "drop" in key and isinstance(value, float):
                     setattr(part, key, 0.0)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            directory, config=settings, use_safetensors=True, output_loading_info=True,
-            dtype=torch.float32, ignore_mismatched_sizes=True,  # so that we can name them
-        )  # fmt: skip
+        with _quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory, config=settings, use_safetensors=True, output_loading_info=True,
+                dtype=torch.float32, ignore_mismatched_sizes=True,  # so that we can name them
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
@@ -169,7 +172,24 @@ def load_causal_lm(directory: Path, name: str) -> GPT | HuggingFaceLM:
             f"{name}: {len(wrong)} tensors are missing or misshapen: {', '.join(wrong[:4])}. "
             "Restore the checkpoint; random numbers would stand in their place."
         )
+    checkpoints.require_finite(dict(model.named_parameters()), name)
     return _checked(HuggingFaceLM(model), name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers draws a bar and reports on stderr what it loads; what is wrong we say."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @torch.no_grad()

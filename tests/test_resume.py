@@ -187,7 +187,8 @@ TRAPS = {
 def fork():
     """fork(folder, trap=None) -> a process that runs every stage in this folder."""
     context = multiprocessing.get_context("forkserver")
-    slow = ["torch.utils.tensorboard", "transformers.models.auto.tokenization_auto",
+    slow = ["rlhf_course.plots", "torch.utils.tensorboard",
+            "transformers.models.auto.tokenization_auto",
             "transformers.tokenization_utils_tokenizers", "tokenizers", "jinja2"]  # fmt: skip
     context.set_forkserver_preload([f"rlhf_course.stages.{stage}" for stage in STAGES] + slow)
 
