@@ -10,6 +10,7 @@ checkpoint has been written and the same command goes on from it).
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,7 +79,11 @@ def parse(arguments: Sequence[str] | None = None):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    config = parse(arguments)
+    try:
+        config = parse(arguments)
+    except BrokenPipeError:  # `rlhf-course ppo --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     try:
         command_for(type(config))(config)
