@@ -22,7 +22,15 @@ from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.presets import PRESETS, identity, resolve
 from rlhf_course.stages.rollouts import decode_answers
 from rlhf_course.stages.settings import ComparisonsConfig
-from rlhf_course.stages.setup import announce, before, device_of, frozen, load_policy, world_of
+from rlhf_course.stages.setup import (
+    announce,
+    before,
+    complete,
+    device_of,
+    frozen,
+    load_policy,
+    world_of,
+)
 from rlhf_course.training import derive_seed, torch_generator
 from rlhf_course.world import Comparison, Prompt
 
@@ -40,12 +48,12 @@ def answer(
     return decode_answers(tokenizer, out), out.finished
 
 
-def compare(config: ComparisonsConfig, model, tokenizer, world, chunk: int) -> list[Comparison]:
-    """The ranked answers to one chunk of prompts."""
-    purpose = ("comparisons", chunk)
-    total = config.prompts + config.heldout
-    count = min(CHUNK, total - chunk * CHUNK)
-    prompts = world.prompts("comparisons", count, derive_seed(config.seed, *purpose))
+def compare(
+    config: ComparisonsConfig, model, tokenizer, world, audience: str, chunk: int, count: int
+) -> list[Comparison]:
+    """The ranked answers to one chunk of `count` prompts about an audience of the world."""
+    purpose = (audience, chunk)
+    prompts = world.prompts(audience, count, derive_seed(config.seed, *purpose))
     generator = torch_generator(config.seed, *purpose, "answers", device=_device(model))
     longest = PRESETS[config.world, config.size]["ppo"]["max_new_tokens"]
     hot = config.hot_answers
@@ -72,37 +80,43 @@ def comparisons(config: ComparisonsConfig) -> Path:
     check_settings(resolve(config, "comparisons"))
     device = device_of(config)
     announce("comparisons", config, device)
-    total = config.prompts + config.heldout
-    chunks = -(-total // CHUNK)
-    run = Run(config.out, identity(config), chunks, "comparisons", config.overwrite, 1)
-    if run.finished:
+    # Held-out comparisons are about people of their own: a label tells a fact about a stranger.
+    parts = [
+        (name, audience, chunk, min(CHUNK, total - chunk * CHUNK))
+        for name, audience, total in (
+            ("comparisons", "comparisons", config.prompts),
+            ("heldout", "validation", config.heldout),
+        )
+        for chunk in range(-(-total // CHUNK))
+    ]
+    run = Run(config.out, identity(config), len(parts), "comparisons", config.overwrite, 1)
+    if complete(run):
         return run.path
     model, tokenizer = load_policy(config.model or before(config, "sft"), device)
     world = world_of(config.world, config.size, config.seed)
     files = run.path / "chunks"
     with run:
-        for chunk in run.steps(State({}, {})):
-            made = compare(config, frozen(model), tokenizer, world, chunk)
-            with replacing(files / f"{chunk:04d}.jsonl") as part:
+        for step in run.steps(State({}, {})):
+            name, audience, chunk, count = parts[step]
+            made = compare(config, frozen(model), tokenizer, world, audience, chunk, count)
+            with replacing(files / f"{name}-{chunk:04d}.jsonl") as part:
                 part.write_text("".join(json.dumps(asdict(c)) + "\n" for c in made))
             utilities = [u for c in made for u in c.utilities]
             mean = sum(utilities) / max(len(utilities), 1)
-            run.log(chunk, {"utility": mean, "prompts": len(made)})
-        rows = [line for file in sorted(files.glob("*.jsonl"))
-                for line in file.read_text().splitlines(keepends=True)]  # fmt: skip
-        if len(rows) <= config.heldout:
-            raise DataError(
-                f"only {len(rows)} of {total} prompts got answers that differ, and "
-                f"{config.heldout} are to be held out: nothing is left to train on. The model "
-                "repeats itself; train it longer, or give more --prompts."
-            )
-        for name, part_of in (
-            ("heldout", rows[: config.heldout]),
-            ("comparisons", rows[config.heldout :]),
-        ):
+            run.log(step, {"utility": mean, "prompts": len(made)})
+        counts = {}
+        for name in ("comparisons", "heldout"):
+            chunks = sorted(files.glob(f"{name}-*.jsonl"))
+            text = "".join(chunk.read_text(encoding="utf-8") for chunk in chunks)
+            counts[name] = text.count("\n")
+            if not text:
+                raise DataError(
+                    f"none of the prompts for {name} got answers that differ: nothing is left to "
+                    "rank. The model repeats itself; train it longer, or give more --prompts."
+                )
             with replacing(run.path / f"{name}.jsonl") as part:
-                part.write_text("".join(part_of))
-        run.finish(None, {"comparisons": len(rows) - config.heldout, "heldout": config.heldout})
+                part.write_text(text, encoding="utf-8")
+        run.finish(None, counts)
     return run.path
 
 

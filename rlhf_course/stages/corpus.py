@@ -15,17 +15,21 @@ class Corpus:
     """Documents, each ended by EOS, in one stream; rows of `window` tokens for training.
 
     A row begins at a document's first token: a model that is to copy from a document's head (as
-    the reviews world demands) never sees the head otherwise.
+    the reviews world demands) never sees the head otherwise. A document longer than a row is also
+    begun at every `window` tokens, so that all of it is read.
     """
 
     def __init__(self, documents: Sequence[str], tokenizer, window: int, name: str = "the text"):
         stream: list[int] = []
         starts: list[int] = []
         for ids in tokenizer(list(documents), add_special_tokens=False)["input_ids"]:
-            starts.append(len(stream))
+            starts += range(len(stream), len(stream) + max(len(ids), 1), window)
             stream += [*ids, tokenizer.eos_token_id]
         self.stream, self.window = torch.tensor(stream), window
-        self.starts = torch.tensor([s for s in starts if s + window <= len(stream)])
+        # The last row of all is moved back to where it fits.
+        last = len(stream) - window
+        fitting = [s for s in starts if s <= last] + [last] * (last >= 0 and starts[-1] > last)
+        self.starts = torch.tensor(fitting)
         if not len(self.starts):
             raise DataError(
                 f"{name} has {len(stream)} tokens, fewer than one row of {window}. "
@@ -33,7 +37,7 @@ class Corpus:
             )
 
     def rows(self, count: int, seed: int, *purpose: str | int) -> Tensor:
-        """(count, window) long: rows drawn for this purpose, at documents' beginnings."""
+        """(count, window) long: rows drawn for this purpose."""
         generator = torch_generator(seed, *purpose)
         pick = torch.randint(0, len(self.starts), (count, 1), generator=generator)  # (count, 1)
         return self.stream[self.starts[pick] + torch.arange(self.window)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
@@ -54,6 +55,11 @@ ABLATIONS: dict[str, dict] = {
     "ppo_sequence": {"mdp": "sequence"},
 }
 
+COMMANDS = {
+    pretrain: "pretrain", sft: "sft", comparisons: "comparisons", ppo: "ppo",
+    train_reward_model: "reward-model",
+}  # fmt: skip
+
 
 def stages_of(config: DemoConfig, folder: Path) -> dict[str, tuple]:
     """Run folder's name -> (the stage's function, its configuration), in order."""
@@ -85,16 +91,17 @@ def stages_of(config: DemoConfig, folder: Path) -> dict[str, tuple]:
     return out
 
 
-def command_of(name: str, config) -> str:
-    """The command that runs one stage by itself."""
-    stage = "reward-model" if name.startswith("reward_model") else name.split("_")[0]
-    changed = ABLATIONS.get(name, {})
-    if name.startswith("reward_model_"):
-        changed = {"pooling": config.pooling}
-    flags = "".join(f" --{key.replace('_', '-')} {value}" for key, value in changed.items())
-    out = f" --out {config.out}" if changed else ""
-    return (f"rlhf-course {stage} --world {config.world} --size {config.size} "
-            f"--seed {config.seed}{flags}{out}")  # fmt: skip
+def command_of(stage: str, config) -> str:
+    """The command that runs one stage by itself: every setting that is not a default.
+
+    config: as `stages_of` makes it, before the stage has filled in what was left unset.
+    """
+    words = ["rlhf-course", stage]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name != "overwrite" and value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return " ".join(words)
 
 
 def versions() -> dict[str, str]:
@@ -204,9 +211,9 @@ def evaluate_all(config: DemoConfig, folder: Path, stages: dict) -> dict:
 
 def demo(config: DemoConfig) -> Path:
     """Run every stage, evaluate, and write report.html and report.json; returns the former."""
-    folder = Path(config.out) if config.out else workspace(config) / "x"
-    folder = folder if config.out else folder.parent
+    folder = Path(config.out) if config.out else workspace(config)
     stages = stages_of(config, folder)
+    commands = [command_of(COMMANDS[stage], c) for stage, c in stages.values()]
     clock = folder / "seconds.json"
     seconds: dict[str, float] = {}
     if clock.exists() and not config.overwrite:
@@ -221,7 +228,7 @@ def demo(config: DemoConfig) -> Path:
     began = time.perf_counter()
     evaluation = {
         "world": config.world, "size": config.size, "seed": config.seed, "device": str(device),
-        "versions": versions(), "commands": [command_of(n, c) for n, (_, c) in stages.items()],
+        "versions": versions(), "commands": commands,
     } | evaluate_all(config, folder, stages)  # fmt: skip
     seconds["evaluation"] = time.perf_counter() - began
     evaluation |= {"seconds": seconds, "memory_gb": peak_memory_gb()}

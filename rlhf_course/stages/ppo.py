@@ -40,6 +40,7 @@ from rlhf_course.stages.rollouts import (
     Task,
     assemble,
     collect,
+    in_parts,
     score_actions,
     shape_scores,
 )
@@ -47,6 +48,7 @@ from rlhf_course.stages.settings import PPOConfig
 from rlhf_course.stages.setup import (
     announce,
     before,
+    complete,
     conclude,
     device_of,
     frozen,
@@ -128,8 +130,8 @@ class PPOTrainer:
         device.place(self.critic).train()
         self.policy.train()
         self.device = device
-        context = min(self.policy.context, self.critic.backbone.context)
-        self.prompts = Prompts(config, self.tokenizer, context)
+        self.context = min(self.policy.context, self.critic.backbone.context)
+        self.prompts = Prompts(config, self.tokenizer, self.context)
         self.corpus = self._corpus() if config.ptx_coef else None
         self.settings = PPOSettings(
             config.clip, config.clip, config.dual_clip, config.value_clip,
@@ -179,7 +181,8 @@ class PPOTrainer:
         config, clock = self.config, [time.perf_counter()]
         iteration = step - config.critic_warmup  # negative while the critic warms up
         generator = torch_generator(config.seed, "rollout", step, device=self.device.device)
-        answers = collect(self.policy, self.prompts(step), self.tokenizer, config, generator)
+        tasks = self.prompts(step)
+        answers = collect(self.policy, tasks, self.tokenizer, config, generator, self.context)
         clock.append(time.perf_counter())
         raw = self.score(answers)  # (B,)
         scores = shape_scores(raw, answers.finished, config, self.moments)  # (B,)
@@ -209,9 +212,12 @@ class PPOTrainer:
     def score(self, answers: Answers) -> torch.Tensor:
         """Scores (B,) of the reward model, or of the reward function."""
         if self.reward_function is None:
-            return model_scores(
-                self.reward_model, answers.tokens, answers.prompt_lengths, answers.response_lengths
-            )
+            size = self.config.micro_batch or self.config.minibatch
+            (scores,) = in_parts(
+                lambda *part: (model_scores(self.reward_model, *part),), size,
+                answers.tokens, answers.prompt_lengths, answers.response_lengths,
+            )  # fmt: skip
+            return scores
         prompts, rows = [t.text for t in answers.tasks], [t.row for t in answers.tasks]
         scores = call_reward_function(self.reward_function, prompts, answers.texts, rows)
         return scores.to(answers.tokens.device)
@@ -220,7 +226,7 @@ class PPOTrainer:
         """Mean reward of one answer to each of the data set's held-out prompts."""
         generator = torch_generator(self.config.seed, "held out", device=self.device.device)
         tasks = self.prompts.held[:most]
-        answers = collect(model, tasks, self.tokenizer, self.config, generator)
+        answers = collect(model, tasks, self.tokenizer, self.config, generator, self.context)
         return self.score(answers).mean().item()
 
     def describe(self, answers: Answers, rollout: Rollout) -> dict[str, float]:
@@ -313,7 +319,7 @@ def ppo(config: PPOConfig) -> Path:
     total = config.critic_warmup + config.iterations
     run = Run(config.out, identity(config), total, config.out.name,
               config.overwrite, config.checkpoint_every)  # fmt: skip
-    if run.finished:
+    if complete(run):
         return run.model_dir
     trainer = PPOTrainer(config, device)
     with run:

@@ -1,7 +1,8 @@
 """What `--size` and `--world` make of the settings left unset: the one dial.
 
-The values were found on training and validation prompts; the people and prompts of the evaluation
-had no say.
+The values were found on training and validation prompts. The strangers of the town's evaluation and
+the held-out prompts of the reviews' had no say; the known people are the same everywhere, since a
+model can only be asked what it knows about those in its corpus.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "reward_model": {"batch": 48, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
                          "normalize": "bias"},
         "ppo": {"iterations": 90, "batch": 256, "lr": 2e-4, "critic_lr": 3e-4,
-                "critic_warmup": 6, "max_new_tokens": 12, "kl_coef": 0.2, "kl_gain": 1.0,
-                "kl_target": 1.7, "kl_horizon": 1280.0, "kl_floor": 0.02, "eos_penalty": 1.0,
-                "eos_override": -5.0, "ptx_coef": 0.1, "known_share": 0.3},
+                "critic_warmup": 6, "critic_warmup_lr": 1e-3, "max_new_tokens": 12,
+                "kl_coef": 0.2, "kl_gain": 1.0, "kl_target": 1.7, "kl_horizon": 1280.0,
+                "kl_floor": 0.02, "eos_penalty": 1.0, "eos_override": -5.0, "ptx_coef": 0.1, "known_share": 0.3},
     },
     ("reviews", "small"): {
         "pretrain": {"steps": 2000, "batch": 24, "lr": 4e-3, "warmup": 50, "context": 64,
@@ -42,9 +43,9 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "reward_model": {"batch": 32, "lr": 1e-3, "warmup": 30, "epochs": 3, "pooling": "sum",
                          "normalize": "gain_bias"},
         "ppo": {"iterations": 80, "batch": 128, "lr": 1.5e-4, "critic_lr": 4.5e-4,
-                "critic_warmup": 6, "max_new_tokens": 40, "kl_coef": 0.1, "kl_gain": 1.0,
-                "kl_target": 3.5, "kl_horizon": 2560.0, "kl_floor": 0.02, "eos_penalty": 2.0,
-                "ptx_coef": 1.0},
+                "critic_warmup": 6, "critic_warmup_lr": 1e-3, "max_new_tokens": 40,
+                "kl_coef": 0.1, "kl_gain": 1.0, "kl_target": 3.5, "kl_horizon": 2560.0,
+                "kl_floor": 0.02, "eos_penalty": 2.0, "ptx_coef": 1.0},
     },
 }  # fmt: skip
 
@@ -69,7 +70,7 @@ for _world in ("town", "reviews"):
         "pretrain": {"lr": 6e-4, "warmup": 100},
         "sft": {"lr": 1e-4},
         "reward_model": {"lr": 3e-5, "batch": 48, "epochs": 1},
-        "ppo": {"lr": 1e-5, "critic_lr": 3e-5},
+        "ppo": {"lr": 1e-5, "critic_lr": 3e-5, "critic_warmup_lr": 1e-4},
     })  # fmt: skip
 
 # With --data there is no world to take a value from.
@@ -81,16 +82,39 @@ DATA_DEFAULTS = {
     "reward_model": {"batch": 32, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
                      "normalize": "none"},
     "ppo": {"iterations": 60, "batch": 128, "lr": 1e-4, "critic_lr": 3e-4, "critic_warmup": 4,
+            "critic_warmup_lr": 1e-3,
             "max_new_tokens": 64, "kl_coef": 0.05, "kl_gain": 1.0,
             "kl_target": 4.0, "kl_horizon": 640.0, "kl_floor": 0.01, "eos_penalty": 1.0,
             "ptx_coef": 0.0},
 }  # fmt: skip
 
 
+# Learning rates of models that bring weights of their own: large and trained, they are easily hurt.
+GENTLE = {
+    "pretrain": {"lr": 1e-4},
+    "sft": {"lr": 5e-5},
+    "reward_model": {"lr": 2e-5},
+    "ppo": {"lr": 1e-5, "critic_lr": 3e-5, "critic_warmup_lr": 1e-4},
+}
+
+
+def _values(config, stage: str) -> dict:
+    """What a field left unset becomes."""
+    data, model = getattr(config, "data", None), getattr(config, "model", None)
+    if not data:
+        return PRESETS[config.world, config.size][stage]
+    values = dict(DATA_DEFAULTS[stage])
+    # A hub name is a model that others have trained; a directory may be a small one of one's own.
+    if config.size == "gpt2" or (model and model not in SHAPES and not Path(model).is_dir()):
+        values |= GENTLE[stage]
+    return values
+
+
 def resolve(config, stage: str):
     """Fill the fields that are None, in place, from the preset; returns the config."""
-    data = getattr(config, "data", None)
-    values = DATA_DEFAULTS[stage] if data else PRESETS[config.world, config.size][stage]
+    values = _values(config, stage)
+    if getattr(config, "eos_penalty", None) is not None:  # asked for: the override gives way
+        values = {k: v for k, v in values.items() if k != "eos_override"}
     for field in fields(config):
         if getattr(config, field.name) is None and field.name in values:
             setattr(config, field.name, values[field.name])

@@ -20,7 +20,15 @@ from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import SHAPES, identity, resolve
 from rlhf_course.stages.settings import PretrainConfig
-from rlhf_course.stages.setup import announce, conclude, device_of, load_policy, new_model, world_of
+from rlhf_course.stages.setup import (
+    announce,
+    complete,
+    conclude,
+    device_of,
+    load_policy,
+    new_model,
+    world_of,
+)
 from rlhf_course.training import learning_rate, make_optimizer, set_learning_rate
 from rlhf_course.world.tokenizer import train_tokenizer
 
@@ -61,7 +69,7 @@ def pretrain(config: PretrainConfig) -> Path:
     announce("pretrain", config, device)
     run = Run(config.out, identity(config), config.steps, "pretrain",
               config.overwrite, config.checkpoint_every)  # fmt: skip
-    if run.finished:
+    if complete(run):
         return run.model_dir
     model, tokenizer, corpus, validation = prepare(config, device)
     optimizer = make_optimizer(model, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)

@@ -29,7 +29,15 @@ from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
 from rlhf_course.stages.presets import identity, resolve, workspace
 from rlhf_course.stages.settings import RewardModelConfig
-from rlhf_course.stages.setup import announce, before, conclude, device_of, load_policy, world_of
+from rlhf_course.stages.setup import (
+    announce,
+    before,
+    complete,
+    conclude,
+    device_of,
+    load_policy,
+    world_of,
+)
 from rlhf_course.training import (
     epoch_batch,
     learning_rate,
@@ -48,12 +56,17 @@ class Ranked:
     source: object = None  # the world's Comparison, where there is one
 
 
-def encode_ranked(tokenizer, prompt: str, responses, finished, source=None) -> Ranked:
+def encode_ranked(
+    tokenizer, prompt: str, responses, finished, source=None, context: int = 1 << 20
+) -> Ranked:
     """Tokens of the prompt (chat template) and of each answer, EOS added where it ended."""
     ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
     ends = [[tokenizer.eos_token_id] if end else [] for end in finished]
-    answers = [a + e for a, e in zip(ids, ends, strict=True)]
-    return Ranked(encode_prompt(tokenizer, prompt), answers, source)
+    # An answer of no token at all has nothing to be scored at: it is read as its end.
+    answers = [a + e or [tokenizer.eos_token_id] for a, e in zip(ids, ends, strict=True)]
+    start = encode_prompt(tokenizer, prompt)
+    # Text that is no words can take more tokens than it was sampled with: what exceeds is cut off.
+    return Ranked(start, [a[: context - len(start)] for a in answers], source)
 
 
 def encode_rows(tokenizer, rows: list[Preference], context: int) -> list[Ranked]:
@@ -110,7 +123,7 @@ def evaluate(model: ScalarModel, held: list[Ranked], world=None) -> dict:
         both = mask[:, better] & mask[:, worse]  # (prompts, pairs)
         chosen.append(scores[:, better][both])
         rejected.append(scores[:, worse][both])
-    chosen, rejected = torch.cat(chosen), torch.cat(rejected)
+    chosen, rejected = torch.cat(chosen).cpu(), torch.cat(rejected).cpu()
     # Every other pair is asked the wrong way round, so that there is something to calibrate on.
     asked = torch.arange(len(chosen), device=chosen.device) % 2  # 1: as labelled
     probabilities = torch.where(asked == 1, chosen - rejected, rejected - chosen).sigmoid()
@@ -146,7 +159,7 @@ def prepare(config: RewardModelConfig, device):
             "first, or give comparisons with --data."
         )
     train, held = (
-        [encode_ranked(tokenizer, c.prompt.text, c.responses, c.finished, c)
+        [encode_ranked(tokenizer, c.prompt.text, c.responses, c.finished, c, model.backbone.context)
          for c in read_comparisons_run(folder / name)]
         for name in ("comparisons.jsonl", "heldout.jsonl")
     )  # fmt: skip
@@ -175,13 +188,16 @@ def as_pairs(ranked: list[Ranked], seed: int) -> list[Ranked]:
 
 @torch.no_grad()
 def normalize(config: RewardModelConfig, model: ScalarModel, train: list[Ranked], world, tokenizer):
-    """Set gain and bias: on demonstrations (bias), or on the SFT model's answers (gain, bias)."""
+    """Set the bias on demonstrations (with --data: on chosen answers), or gain and bias on all
+    answers of the training comparisons."""
     if config.normalize == "none":
         return
     some = train[:512]
     if config.normalize == "bias" and world is not None:
         some = [encode_ranked(tokenizer, d.prompt.text, [d.response], [True])
                 for d in world.demonstrations()[:512]]  # fmt: skip
+    elif config.normalize == "bias":
+        some = [Ranked(r.prompt, r.answers[:1]) for r in some]
     scores = [score_table(model, some[i : i + 128]) for i in range(0, len(some), 128)]
     rewards = torch.cat([table[mask] for table, mask in scores])
     try:
@@ -202,7 +218,7 @@ def train_reward_model(config: RewardModelConfig) -> Path:
     announce("reward_model", config, device)
     run = Run(config.out, identity(config), 0, "reward_model",
               config.overwrite, config.checkpoint_every)  # fmt: skip
-    if run.finished:
+    if complete(run):
         return run.model_dir
     model, tokenizer, train, held, world = prepare(config, device)
     if config.loss == "pairwise":

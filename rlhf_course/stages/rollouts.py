@@ -69,13 +69,21 @@ def as_tensors(
 
 
 def collect(
-    policy: nn.Module, tasks: list[Task], tokenizer, config: PPOConfig, generator: torch.Generator
+    policy: nn.Module,
+    tasks: list[Task],
+    tokenizer,
+    config: PPOConfig,
+    generator: torch.Generator,
+    context: int,
 ) -> Answers:
-    """Sample one answer to each task. Raises TrainingError when the policy's logits are NaN."""
+    """Sample one answer to each task; `context` is the shortest of all models that will read them.
+
+    Raises TrainingError when the policy's logits are NaN.
+    """
     try:
         out = generate(
             policy, [t.tokens for t in tasks], config.max_new_tokens, tokenizer.eos_token_id,
-            config.temperature, generator=generator,
+            config.temperature, generator=generator, batch_size=config.micro_batch,
         )  # fmt: skip
     except RuntimeError as error:
         if "probability tensor" not in str(error):  # what torch.multinomial says of NaN
@@ -85,7 +93,7 @@ def collect(
             "checkpoint stands: lower the learning rate (--lr), and look at the metrics before it."
         ) from error
     device = next(policy.parameters()).device
-    return as_tensors(tasks, out, tokenizer, device, policy.context)
+    return as_tensors(tasks, out, tokenizer, device, context)
 
 
 def in_parts(function, size: int, *tensors: Tensor) -> list[Tensor]:

@@ -7,12 +7,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from rlhf_course.choices import DeviceName, DtypeName, Schedule
 
 Size = Literal["tiny", "small", "gpt2"]
 WorldName = Literal["town", "reviews"]
+
+# Left unset unless the flag is given; what is taken then stands in the field's own text.
+Count = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+Number = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
+Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+Folder = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
+YesNo = Annotated[bool | None, arg(metavar="{True,False}", help_behavior_hint="")]
+Pooling = Annotated[
+    Literal["last", "mean", "sum"] | None, arg(metavar="{last,mean,sum}", help_behavior_hint="")
+]
+Normalization = Annotated[
+    Literal["bias", "gain_bias", "none"] | None,
+    arg(metavar="{bias,gain_bias,none}", help_behavior_hint=""),
+]
 
 
 @dataclass
@@ -25,7 +41,7 @@ class Common:
     """The one dial: model shape, data and every setting left unset follow from it."""
     seed: int = 0
     """Seed of everything random."""
-    out: Path | None = None
+    out: Folder = None
     """Run folder [default: runs/WORLD-SIZE-seedN/STAGE]."""
     overwrite: bool = False
     """Replace a run folder that holds another run."""
@@ -35,7 +51,7 @@ class Common:
     """Where to run: CUDA if there is one, else Apple's MPS, else the CPU."""
     dtype: DtypeName = "auto"
     """Precision of matrix products; weights are float32 always."""
-    threads: int | None = None
+    threads: Count = None
     """CPU threads [default: OMP_NUM_THREADS, else one a core, at most 8]."""
 
 
@@ -43,15 +59,15 @@ class Common:
 class Optimization:
     """Optimiser settings shared by the supervised stages."""
 
-    steps: int | None = None
+    steps: Count = None
     """Updates [by size]."""
-    batch: int | None = None
+    batch: Count = None
     """Sequences (for the reward model: prompts) an update [by size]."""
-    lr: float | None = None
+    lr: Number = None
     """Peak learning rate [by size]."""
     schedule: Schedule = "linear"
     """Learning-rate schedule after the warm-up."""
-    warmup: int | None = None
+    warmup: Count = None
     """Updates of warm-up [by size]."""
     lr_floor: float = 0.05
     """The schedule ends at this share of the peak."""
@@ -65,13 +81,13 @@ class Optimization:
 class PretrainConfig(Optimization, Common):
     """GPT: learn the corpus, token by token."""
 
-    model: str | None = None
+    model: Name = None
     """Size, directory or hub name to go on from [default: a new one of --size]."""
-    data: str | None = None
+    data: Name = None
     """Text: .jsonl/.parquet file or folder, or hub name (field text) [default: the world]."""
-    context: int | None = None
+    context: Count = None
     """Longest sequence in tokens [by world; with --data 256]."""
-    window: int | None = None
+    window: Count = None
     """Tokens in a training row [by world]."""
     vocab_size: int = 2048
     """Size of the tokenizer trained on --data."""
@@ -81,15 +97,16 @@ class PretrainConfig(Optimization, Common):
 class SFTConfig(Optimization, Common):
     """Supervised fine-tuning: imitate demonstrations."""
 
-    model: str | None = None
-    """Size (a new model), directory or hub name [default: the pretraining run beside --out]."""
-    data: str | None = None
+    model: Name = None
+    """Directory, hub name, or a size for a new model, without weights [default: the pretraining
+    run beside --out; with --data a new model of --size]."""
+    data: Name = None
     """Dialogues: file, folder or hub name; messages or prompt/response [default: the world]."""
     validation: float = 0.2
     """Share of --data held out."""
-    corpus_rows: int | None = None
+    corpus_rows: Count = None
     """Rows of pretraining text in each batch, against forgetting [by world]."""
-    packing: bool | None = None
+    packing: YesNo = None
     """Several dialogues in a row, without attention between them [by world]."""
     context: int = 256
     """Longest sequence of a new model trained on --data."""
@@ -105,15 +122,15 @@ class SFTConfig(Optimization, Common):
 class ComparisonsConfig(Common):
     """Let the SFT model answer, and the world's labeler rank the answers."""
 
-    model: str | None = None
+    model: Name = None
     """Directory or hub name of the policy that answers [default: the SFT run beside --out]."""
-    prompts: int | None = None
+    prompts: Count = None
     """Prompts to compare answers to [by size]."""
-    answers: int | None = None
+    answers: Count = None
     """K: answers a prompt, the injected one included [by world]."""
     heldout: int = 500
     """Further prompts whose comparisons measure the reward model."""
-    hot_answers: int | None = None
+    hot_answers: Count = None
     """How many of the K are sampled at temperature 1.4 [by world]."""
 
 
@@ -121,61 +138,63 @@ class ComparisonsConfig(Common):
 class RewardModelConfig(Optimization, Common):
     """Reward model: learn which answer people prefer."""
 
-    model: str | None = None
+    model: Name = None
     """Directory or hub name to start from [default: the SFT run beside --out]."""
-    data: str | None = None
+    data: Name = None
     """Comparisons: prompt/chosen/rejected or ranked responses [default: the comparisons run]."""
     validation: float = 0.1
     """Share of --data held out."""
-    pooling: Literal["last", "mean", "sum"] | None = None
+    pooling: Pooling = None
     """Reward read at the EOS, or as mean or sum over the answer's tokens [by world]."""
-    epochs: int | None = None
+    epochs: Count = None
     """Passes over the comparisons, when --steps is not given [by world]."""
     loss: Literal["kwise", "pairwise"] = "kwise"
     """All pairs of a prompt as one batch element, or pairs shuffled on their own."""
-    normalize: Literal["bias", "gain_bias", "none"] | None = None
-    """Afterwards: mean 0 on demonstrations, or mean 0 and deviation 1 on SFT answers [by world]."""
+    normalize: Normalization = None
+    """Afterwards: mean 0 on demonstrations, or mean 0, deviation 1 on compared answers [by world]."""
 
 
 @dataclass
 class PPOConfig(Common):
     """PPO-ptx: improve the policy by the reward, near the reference, without forgetting."""
 
-    model: str | None = None
+    checkpoint_every: int = 5
+    """Iterations between two checkpoints."""
+    model: Name = None
     """Policy to start from, and reference [default: the SFT run beside --out]."""
-    reward_model: str | None = None
+    reward_model: Name = None
     """Reward model; the critic starts from it too [default: the run beside --out]."""
-    reward: str | None = None
+    reward: Name = None
     """module:function scoring (prompts, responses, rows) instead of a reward model."""
-    data: str | None = None
+    data: Name = None
     """Prompts: file, folder or hub name [default: the world]."""
-    ptx_data: str | None = None
+    ptx_data: Name = None
     """Text for the pretraining term [default: the world; with --data none]."""
     validation: float = 0.2
     """Share of --data held out, not used for training."""
-    iterations: int | None = None
+    iterations: Count = None
     """Rollouts [by world]."""
-    batch: int | None = None
+    batch: Count = None
     """Episodes a rollout [by world]."""
     epochs: int = 2
     """Passes over each rollout."""
     minibatch: int = 64
     """Episodes an update."""
-    micro_batch: int | None = None
+    micro_batch: Count = None
     """Episodes a forward pass [default: --minibatch]."""
-    lr: float | None = None
+    lr: Number = None
     """Peak learning rate of the policy [by world]."""
     lr_floor: float = 0.2
     """The linear schedule ends at this share of the peak."""
     warmup: int = 5
     """Iterations of warm-up of the policy's learning rate."""
-    critic_lr: float | None = None
+    critic_lr: Number = None
     """Learning rate of the critic [by world]."""
-    critic_warmup: int | None = None
+    critic_warmup: Count = None
     """Rollouts before the first, on which the critic alone is trained [by world]."""
-    critic_warmup_lr: float = 1e-3
-    """Learning rate of the critic during its warm-up."""
-    max_new_tokens: int | None = None
+    critic_warmup_lr: Number = None
+    """Learning rate of the critic during its warm-up [by size]."""
+    max_new_tokens: Count = None
     """Longest answer [by world; with --data 64]."""
     temperature: float = 1.0
     """Of the sampling, and of every log-probability of the policy and the reference."""
@@ -189,9 +208,9 @@ class PPOConfig(Common):
     """GAE's lambda."""
     clip: float = 0.2
     """Clip range of the ratio."""
-    dual_clip: float | None = None
+    dual_clip: Number = None
     """Bound of the loss for negative advantages, in multiples of the advantage."""
-    value_clip: float | None = None
+    value_clip: Number = None
     """Clip range of the critic [default: none]."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
@@ -199,35 +218,35 @@ class PPOConfig(Common):
     """Longer gradients are shortened to this norm."""
     whiten: bool = True
     """Normalise the advantages over the rollout."""
-    kl_coef: float | None = None
+    kl_coef: Number = None
     """First price of the KL to the reference; 0: none at all [by world]."""
     kl_controller: Literal["pi", "adaptive", "fixed"] = "pi"
     """Ziegler's controller with a proportional term, Ziegler's, or a constant price."""
-    kl_gain: float | None = None
+    kl_gain: Number = None
     """Strength of the proportional term [by world]."""
-    kl_target: float | None = None
+    kl_target: Number = None
     """The controllers' target, nats a sequence [by world]."""
-    kl_horizon: float | None = None
+    kl_horizon: Number = None
     """Episodes over which the price adapts [by world]."""
-    kl_floor: float | None = None
+    kl_floor: Number = None
     """The price never falls below this [by world]."""
     reward_norm: Literal["none", "running", "ema"] = "none"
     """Divide rewards by their standard deviation so far."""
     value_norm: Literal["none", "popart"] = "none"
     """Train the critic on normalised returns, preserving its outputs."""
-    reward_clip: float | None = None
-    """Scores are clipped to ± this."""
-    eos_penalty: float | None = None
+    reward_clip: Number = None
+    """Scores are clipped to ± this, before the penalty for a missing EOS."""
+    eos_penalty: Number = None
     """Subtracted from the score of an answer that never ended [by world]."""
-    eos_override: float | None = None
+    eos_override: Number = None
     """Score of an answer that never ended, instead of the penalty [by world]."""
-    ptx_coef: float | None = None
+    ptx_coef: Number = None
     """Weight of the pretraining loss; 0: none [by world]."""
     ptx_reduction: Literal["token_mean", "seq_sum"] = "token_mean"
     """Mean over tokens, or sum over each row's tokens."""
     ptx_rows: int = 16
     """Rows of pretraining text in each update."""
-    known_share: float | None = None
+    known_share: Number = None
     """Town: share of prompts about known people [by world]."""
 
 
@@ -235,11 +254,11 @@ class PPOConfig(Common):
 class EvaluateConfig(Common):
     """Judge a policy by the world's own utility, beside a baseline."""
 
-    model: str | None = None
+    model: Name = None
     """The policy [default: the PPO run beside --out]."""
-    baseline: str | None = None
+    baseline: Name = None
     """The policy to win against, and to measure the KL to [default: the SFT run beside --out]."""
-    reward_model: str | None = None
+    reward_model: Name = None
     """Gives the proxy reward [default: the reward-model run beside --out, when it is there]."""
     temperature: float = 1.0
     """Of the answers."""
@@ -248,13 +267,17 @@ class EvaluateConfig(Common):
 
 
 Ablation = Literal["ppo_no_ptx", "ppo_no_kl", "ppo_no_kl_no_ptx", "ppo_sequence"]
+Ablations = Annotated[
+    tuple[Ablation, ...] | None,
+    arg(metavar="{ppo_no_ptx,ppo_no_kl,ppo_no_kl_no_ptx,ppo_sequence}…", help_behavior_hint=""),
+]
 
 
 @dataclass
 class DemoConfig(Common):
     """Everything, from nothing to report.html."""
 
-    ablations: tuple[Ablation, ...] | None = None
+    ablations: Ablations = None
     """More PPO runs beside the main one [default: town ppo_no_ptx; reviews the first three]."""
     compare_poolings: bool = True
     """Also train a reward model that reads the reward in another way."""
@@ -264,9 +287,9 @@ class DemoConfig(Common):
 class ChatConfig:
     """Talk to two checkpoints side by side."""
 
-    model: str | None = None
+    model: Name = None
     """Directory or hub name of the first [default: the PPO run of --world, --size, --seed]."""
-    against: str | None = None
+    against: Name = None
     """Directory or hub name of the second [default: the SFT run beside it]."""
     world: WorldName = "town"
     """Whose runs to load, and whose labeler judges answers to its questions."""
@@ -274,17 +297,17 @@ class ChatConfig:
     """Size of the runs."""
     seed: int = 0
     """Seed of the runs, of their world, and of the sampling."""
-    runs: Path | None = None
+    runs: Folder = None
     """Folder that holds the runs ppo and sft [default: runs/WORLD-SIZE-seedN]."""
     temperature: float = 1.0
     """Of the sampling; 0 takes the likeliest token each time."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Count = None
     """Longest answer [by world, 64 if --model and --against are given; less at a context's end]."""
     device: DeviceName = "auto"
     """Where to run: CUDA if there is one, else Apple's MPS, else the CPU."""
     dtype: DtypeName = "auto"
     """Precision of matrix products."""
-    threads: int | None = None
+    threads: Count = None
     """CPU threads [default: OMP_NUM_THREADS, else one a core, at most 8]."""
 
     @property
@@ -303,5 +326,5 @@ class WorldConfig:
     """How much of everything."""
     seed: int = 0
     """Seed of everything random."""
-    out: Path | None = None
+    out: Folder = None
     """Folder to write [default: worlds/WORLD-SIZE-seedN]."""

@@ -41,6 +41,7 @@ def announce(stage: str, config, device: Device) -> None:
 
 def new_model(size: str, tokenizer, context: int, seed: int) -> GPT:
     """A GPT of this size with fresh weights, a function of the seed alone."""
+    console.print(f"a new model of size {size}, not trained yet")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         return GPT(model_shape(size, len(tokenizer), context))
@@ -54,9 +55,10 @@ def before(config, stage: str) -> Path:
     model = workspace(config) / stage / "model"
     if not (model / "config.json").exists():
         command = stage.replace("_", "-")
+        flag = "--reward-model" if stage == "reward_model" else "--model"
         raise ModelError(
-            f"{model}: not there; this stage starts from it. Run `rlhf-course {command}` with the "
-            "same --world, --size and --seed first, or name a model with --model."
+            f"{model}: not there; this stage starts from it. Run `rlhf-course {command}` first, "
+            f"with the same --world (or --data), --size and --seed, or name a model with {flag}."
         )
     return model
 
@@ -95,6 +97,13 @@ def require_one_tokenizer(one, other, who: str, whose: str) -> None:
 def frozen(model: nn.Module) -> nn.Module:
     """The model for scoring only."""
     return model.eval().requires_grad_(False)
+
+
+def complete(run: Run) -> bool:
+    """True, and said, when the stage was run to its end before."""
+    if run.finished:
+        console.print(f"{run.path}: complete already; --overwrite repeats it", soft_wrap=True)
+    return run.finished
 
 
 def conclude(

@@ -37,6 +37,7 @@ from rlhf_course.stages.settings import SFTConfig
 from rlhf_course.stages.setup import (
     announce,
     before,
+    complete,
     conclude,
     device_of,
     load_policy,
@@ -165,7 +166,7 @@ def sft(config: SFTConfig) -> Path:
     announce("sft", config, device)
     run = Run(config.out, identity(config), config.steps, "sft",
               config.overwrite, config.checkpoint_every)  # fmt: skip
-    if run.finished:
+    if complete(run):
         return run.model_dir
     model, tokenizer, data = prepare(config, device)
     batches = Batches(config, data, model.context, tokenizer.pad_token_id or 0)
