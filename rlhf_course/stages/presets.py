@@ -32,7 +32,8 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "ppo": {"iterations": 90, "batch": 256, "lr": 2e-4, "critic_lr": 3e-4,
                 "critic_warmup": 6, "critic_warmup_lr": 1e-3, "max_new_tokens": 12,
                 "kl_coef": 0.2, "kl_gain": 1.0, "kl_target": 1.7, "kl_horizon": 1280.0,
-                "kl_floor": 0.02, "eos_penalty": 1.0, "eos_override": -5.0, "ptx_coef": 0.1, "known_share": 0.3},
+                "kl_floor": 0.02, "eos_penalty": 1.0, "eos_override": -5.0,
+                "ptx_coef": 0.1, "known_share": 0.3},
     },
     ("reviews", "small"): {
         "pretrain": {"steps": 2000, "batch": 24, "lr": 4e-3, "warmup": 50, "context": 64,

@@ -151,7 +151,7 @@ class RewardModelConfig(Optimization, Common):
     loss: Literal["kwise", "pairwise"] = "kwise"
     """All pairs of a prompt as one batch element, or pairs shuffled on their own."""
     normalize: Normalization = None
-    """Afterwards: mean 0 on demonstrations, or mean 0, deviation 1 on compared answers [by world]."""
+    """Afterwards: mean 0 on demonstrations, or mean 0, deviation 1 on all answers [by world]."""
 
 
 @dataclass
