@@ -197,6 +197,17 @@ def test_half_precision_becomes_float32(tmp_path):
     assert torch.equal(again.model.lm_head.weight, wanted)
 
 
+def test_half_precision_weights_give_float32_hidden_states_and_logits():
+    exact, rough, tokens = tiny("llama").eval(), tiny("llama").eval(), tokens_of(2, 12)
+    rough.model.bfloat16()
+    causal = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
+    with torch.no_grad():
+        assert rough.hidden_states(tokens, causal).dtype == torch.float32
+        logits = rough(tokens, causal)
+        assert logits.dtype == torch.float32
+        assert 1e-4 < (logits - exact(tokens)).abs().max() < 0.2 * logits.std()
+
+
 def test_a_gpt2_becomes_our_own_unless_ours_would_compute_something_else(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -235,9 +235,10 @@ def test_finished_rows_are_dropped_from_the_work():
     model, (eos, _) = model_of("gpt"), greedy("gpt")
     read, hidden_states = [], model.hidden_states
 
-    def spy(tokens, *rest):
+    def spy(tokens, attend, *rest):
         read.append(tuple(tokens.shape))
-        return hidden_states(tokens, *rest)
+        assert attend.any(dim=-1).all()  # softmax over nothing is 0 / 0, on a pad too
+        return hidden_states(tokens, attend, *rest)
 
     model.hidden_states = spy
     out = generate(model, RAGGED, LIMIT, eos, temperature=0)
