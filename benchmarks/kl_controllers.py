@@ -1,4 +1,4 @@
-"""Ziegler's KL controller, with and without a floor, beside the one with a proportional term.
+"""Ziegler's KL controller, quick and slow, beside the one with a proportional term.
 
     rlhf-course demo --world reviews
     python benchmarks/kl_controllers.py runs/reviews-small-seed0 docs/figures/kl-reviews.png
@@ -20,9 +20,12 @@ from rlhf_course.stages.settings import PPOConfig
 
 # label -> (the change to the preset, colour)
 CONTROLLERS = {
-    "Ziegler": ({"kl_controller": "adaptive", "kl_floor": 0.0}, "#c2410c"),
-    "Ziegler, floor 0.08": ({"kl_controller": "adaptive", "kl_floor": 0.08}, "#a16207"),
-    "with proportional term": ({}, "#1d4ed8"),
+    "Ziegler, horizon 640": (
+        {"kl_controller": "adaptive", "kl_floor": 0.0, "kl_horizon": 640.0},
+        "#c2410c",
+    ),
+    "Ziegler, horizon 2560": ({"kl_controller": "adaptive", "kl_floor": 0.0}, "#a16207"),
+    "proportional term, horizon 2560": ({}, "#1d4ed8"),
 }
 
 
