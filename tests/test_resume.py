@@ -173,8 +173,8 @@ TRAPS = {
     "the model": in_the_model,
     "before the model has its name": before_a_rename_to("model"),
     "before done.json": before_a_rename_to("done.json"),
-    "before a part of the comparisons": before_a_rename_to("0002.jsonl"),
-    "between heldout and comparisons": before_a_rename_to("comparisons.jsonl"),
+    "before a part of the comparisons": before_a_rename_to("heldout-0000.jsonl"),
+    "between comparisons and heldout": before_a_rename_to("heldout.jsonl"),
     "a rollout": in_a_rollout,
     "an update": in_an_update,
 }

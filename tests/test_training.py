@@ -105,6 +105,7 @@ def test_only_matrices_decay():
 
 
 def test_the_optimiser_is_adamw_with_these_settings():
+    torch.manual_seed(0)
     weight = torch.nn.Linear(3, 2, bias=False)
     start, gradients = weight.weight.detach().double().clone(), torch.randn(4, 2, 3)
     optimizer = training.make_optimizer(weight, 0.01, (0.8, 0.9), 1e-3, weight_decay=0.1)
@@ -118,7 +119,7 @@ def test_the_optimiser_is_adamw_with_these_settings():
         step = (m / (1 - 0.8**t)) / ((v / (1 - 0.9**t)).sqrt() + 1e-3)
         expected = expected * (1 - 0.01 * 0.1) - 0.01 * step
     torch.testing.assert_close(weight.weight.detach().double(), expected, rtol=0, atol=1e-6)
-    assert (expected - start).abs().min() > 1e-3
+    assert (expected - start).abs().mean() > 1e-2  # far more than the tolerance
 
 
 def test_what_is_frozen_is_not_optimised():
