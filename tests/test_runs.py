@@ -410,6 +410,16 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_was_begun_before_stays_when_it_fails_at_once(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Boom):
+        train(out, after_log=at(1, boom))  # before the first checkpoint
+    before = content(out)
+    with pytest.raises(Boom), Run(out, CONFIG, TOTAL, "toy"):
+        raise Boom
+    assert content(out) == before
+
+
 @pytest.mark.parametrize("change", ["shape", "missing", "more"])
 def test_a_checkpoint_of_other_tensors_is_refused(tmp_path, change):
     out = tmp_path / "run"
