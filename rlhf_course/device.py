@@ -1,9 +1,9 @@
 """Where and in which precision everything runs: one policy, asked once, printed at the start.
 
-Measured with AVX-512-BF16 (tokens/s of training, width 128, 3 layers, batch 64 × 48): fp32 22,700 on
-one thread and 42,400 on two; bf16 matrix products with fp32 attention 37,100 and 68,500. At a larger
-vocabulary, bf16 attention too, one thread: 17,000 instead of 31,400. Hence, on a CPU: one thread a
-core, bf16 products where the CPU has the instructions, and attention in fp32 (see `gpt.Attention`).
+Measured with AVX-512-BF16 (tokens/s of training, width 128, 3 layers, batch 64 × 48): fp32 22,700
+on one thread and 42,400 on two; bf16 matrix products with fp32 attention 37,100 and 68,500. At a
+larger vocabulary, with bf16 attention too, one thread: 17,000 instead of 31,400. Hence, on a CPU:
+one thread a core, bf16 products where the CPU has them, attention in fp32 (see `gpt.Attention`).
 `torch.compile` is not used on a CPU: it needs a C++ compiler, which a laptop may lack.
 """
 

@@ -295,7 +295,7 @@ def test_a_reward_model_that_reads_other_tokens(fails, models, tmp_path):
     ("arguments", "told"),
     [
         (["sft"], r"pretrain/model: not there; this stage starts from it\. Run `rlhf-course "
-                  r"pretrain` first, with the same --world .*--size and --seed, or name .* --model"),
+                  r"pretrain` first, with the same --world .*--seed, or name .* --model"),
         (["comparisons"], r"sft/model: not there"),
         (["reward-model"], r"sft/model: not there"),
         (["ppo"], r"sft/model: not there"),
