@@ -83,7 +83,7 @@ def collect(
     try:
         out = generate(
             policy, [t.tokens for t in tasks], config.max_new_tokens, tokenizer.eos_token_id,
-            config.temperature, generator=generator, batch_size=config.micro_batch,
+            config.temperature, generator=generator,
         )  # fmt: skip
     except RuntimeError as error:
         if "probability tensor" not in str(error):  # what torch.multinomial says of NaN
