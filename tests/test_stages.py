@@ -435,4 +435,4 @@ def test_ppo_moves_towards_the_reward(town, reward_module, tmp_path, seed):
         "--max-new-tokens", "8", "--out", tmp_path / "ppo")  # fmt: skip
     reward = [row["reward"] for row in read_metrics(tmp_path / "ppo")]
     before, after = sum(reward[:2]) / 2, sum(reward[-2:]) / 2
-    assert after > before + 1.0, reward
+    assert after > before + 0.5, reward  # with the advantages' sign turned it falls
