@@ -667,11 +667,15 @@ def test_export_in_the_usual_schemas(world, tmp_path):
         world.export(folder)
 
 
-def test_a_failed_export_leaves_nothing(worlds, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), Exception("No space left on device (os error 28)")],
+)
+def test_a_failed_export_leaves_nothing(worlds, tmp_path, monkeypatch, error):
     world = worlds["reviews", "tiny"]
 
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(world.tokenizer, "save_pretrained", full)
     with pytest.raises(ConfigError, match="No space left"):

@@ -47,7 +47,10 @@ def write_folder(
         if folder.exists():
             folder.rmdir()  # empty, as checked; Windows does not rename onto a folder
         os.replace(partial, folder)
-    except OSError as error:
+    except Exception as error:
+        # The tokenizers library tells of a full disk in a bare Exception, "… (os error 28)".
+        if not isinstance(error, OSError) and "(os error" not in str(error):
+            raise
         raise ConfigError(
             f"cannot write to {folder}: {error}; nothing was kept. Free space, or name another "
             "folder"
