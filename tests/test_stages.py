@@ -380,6 +380,7 @@ def reward_module(tmp_path, monkeypatch):
 
     def put(source: str) -> None:
         (tmp_path / "seen_reward.py").write_text(source)
+        sys.modules.pop("seen_reward", None)  # or the one before it would be called again
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -416,23 +417,3 @@ def test_a_reward_function_sees_prompts_answers_and_columns(
     assert not set(before[0]) & {p for prompts, _, _ in rollouts for p in prompts}
     shares = [sum(row["group"] == "known" for row in rows) / 8 for _, _, rows in rollouts]
     assert [row["reward"] for row in read_metrics(tmp_path / "ppo")] == pytest.approx(shares)
-
-
-# --- learning ------------------------------------------------------------------------------------
-
-LIKES_SHORT = (
-    "def score(prompts, responses, rows):\n    return [-len(r.split()) for r in responses]\n"
-)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_ppo_moves_towards_the_reward(town, reward_module, tmp_path, seed):
-    """A reward for short answers makes them shorter: from some 3.5 words to some 1.5."""
-    reward_module(LIKES_SHORT)
-    run("ppo", *TINY, "--model", town / "sft" / "model", "--reward", "seen_reward:score", "--seed",
-        seed, "--iterations", "6", "--batch", "64", "--minibatch", "16", "--epochs", "4", "--lr",
-        "0.003", "--warmup", "0", "--critic-warmup", "1", "--kl-coef", "0", "--ptx-coef", "0",
-        "--max-new-tokens", "8", "--out", tmp_path / "ppo")  # fmt: skip
-    reward = [row["reward"] for row in read_metrics(tmp_path / "ppo")]
-    before, after = sum(reward[:2]) / 2, sum(reward[-2:]) / 2
-    assert after > before + 0.5, reward  # with the advantages' sign turned it falls
