@@ -274,6 +274,8 @@ def test_a_token_beyond_the_clip_is_pulled_back_but_not_pushed_on():
     policy, critic = models()
     rollout = sampled(policy)
     beyond = rollout.logprobs - 0.5 * rollout.mask  # every ratio is 1.65
+    _, _, stats = step(policy, critic, replace(rollout, logprobs=rollout.logprobs + rollout.mask))
+    assert stats["log_ratio_max"] == pytest.approx(1, abs=1e-4)  # of e⁻¹ as of e
     for sign, still in ((1.0, True), (-1.0, False)):
         advantages = sign * rollout.mask.float()
         policy_step, _, stats = step(
@@ -348,6 +350,8 @@ def test_popart_trains_the_critic_on_normalised_targets():
     near(critic_step, gradient_of(critic, loss))
     assert stats["value_loss"] == pytest.approx(loss.item(), rel=1e-4)
     assert 0 < stats["value_clipfrac"] < 1
+    options = {"normalize": popart.normalize, "rows": CORPUS, "ptx": PTXSettings(0.4)}
+    near(step(policy, critic, rollout, **options)[1], critic_step)
     _, unscaled, _ = step(policy, critic, rollout)
     assert unscaled.norm() > 3 * critic_step.norm()
 

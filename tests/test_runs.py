@@ -646,6 +646,22 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
     assert not leftovers(tmp_path)
 
 
+def test_an_old_folder_that_cannot_be_put_back_is_not_thrown_away(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "model", os.rename
+    folder.mkdir()
+    (folder / "one").write_text("old")
+
+    def fail(source, target):
+        if target == folder:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(CheckpointError, match="Input/output error"), replacing(folder) as part:
+        part.mkdir()
+    assert list(content(tmp_path).values()) == [b"old"]
+
+
 def test_what_a_process_of_the_same_number_left_is_no_hindrance(tmp_path):
     folder = tmp_path / "model"
     left = tmp_path / f".model.part-{os.getpid()}"
