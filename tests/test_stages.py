@@ -417,3 +417,31 @@ def test_a_reward_function_sees_prompts_answers_and_columns(
     assert not set(before[0]) & {p for prompts, _, _ in rollouts for p in prompts}
     shares = [sum(row["group"] == "known" for row in rows) / 8 for _, _, rows in rollouts]
     assert [row["reward"] for row in read_metrics(tmp_path / "ppo")] == pytest.approx(shares)
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+LIKES_NAMES = """
+def score(prompts, responses, rows):
+    '''Times the share of words that begin with a capital.'''
+    words = [response.split() for response in responses]
+    return [{sign} * sum(w[0].isupper() for w in said) / max(len(said), 1) for said in words]
+"""
+
+
+@pytest.mark.parametrize(
+    ("sign", "seed", "least"), [(1, 0, 0.12), (1, 1, 0.12), (1, 2, 0.12), (-1, 0, 0.06)]
+)
+def test_ppo_moves_towards_the_reward(town, reward_module, tmp_path, sign, seed, least):
+    """Paid for names, it says them more often, fined for them, less: 38 % become 65 % or 26 %.
+
+    An answer's end costs and brings nothing, or it would learn that above all.
+    """
+    reward_module(LIKES_NAMES.format(sign=sign))
+    run("ppo", *TINY, "--model", town / "sft" / "model", "--reward", "seen_reward:score", "--seed",
+        seed, "--eos-penalty", "0", "--kl-coef", "0", "--ptx-coef", "0", "--max-new-tokens", "8",
+        "--iterations", "8", "--batch", "64", "--minibatch", "16", "--epochs", "4", "--lr", "0.001",
+        "--warmup", "0", "--critic-warmup", "1", "--out", tmp_path / "ppo")  # fmt: skip
+    reward = [row["reward"] for row in read_metrics(tmp_path / "ppo")]
+    before, after = sum(reward[:2]) / 2, sum(reward[-2:]) / 2
+    assert after > before + least, reward
