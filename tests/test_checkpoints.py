@@ -217,6 +217,15 @@ def test_a_tensor_of_another_shape_is_named(saved, kind):
         load_causal_lm(folder, str(folder))
 
 
+@pytest.mark.parametrize("kind", MATRIX)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_tensor_that_is_not_finite_is_named(saved, kind, value):
+    folder, (stored, told) = saved(kind), MATRIX[kind]
+    change_tensors(folder, lambda tensors: tensors[stored].view(-1)[3].fill_(value))
+    with pytest.raises(CheckpointError, match=f"{told} holds NaN or infinite"):
+        load_causal_lm(folder, str(folder))
+
+
 def test_missing_surplus_and_misshapen_tensors_are_counted_and_nothing_is_loaded():
     linear = torch.nn.Linear(2, 3)
     before = linear.weight.clone()

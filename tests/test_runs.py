@@ -180,6 +180,9 @@ def test_a_finished_run_says_so(whole, tmp_path):
     assert not Run(tmp_path / "new", CONFIG, TOTAL, "toy").finished
     assert not (tmp_path / "new").exists()
     assert not Run(out, CONFIG, TOTAL, "toy", overwrite=True).finished
+    with Run(tmp_path / "new", CONFIG, TOTAL, "toy", overwrite=True) as run:
+        run.finish()
+        assert run.finished
 
 
 def test_the_state_has_every_tensor_once():
