@@ -1,0 +1,4 @@
+"""The course around the package: exercises, their check, the notebooks' builder and their trainer.
+
+Nothing of the mathematics or the training imports this; it looks at them from outside.
+"""
