@@ -6,7 +6,8 @@ Face causal language model behind `huggingface.HuggingFaceLM`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -67,16 +68,81 @@ def sample_token(
     # END SOLUTION
 
 
-def left_pad(prompts: list[list[int]], device) -> tuple[Tensor, Tensor]:
-    """Right-aligned prompts (B, P) long, and the count of pads before each (B,) long.
+class LeftPadded:
+    """Ragged prompts in one batch, right-aligned: what the model reads, and where it stands.
 
     On the right edge every row's next token falls into the same column of the cache. What stands
-    in the pads does not matter, since nothing attends to them.
+    in the pads on the left does not matter, since nothing attends to them.
     """
-    longest = max(map(len, prompts))
-    rows = [[0] * (longest - len(p)) + p for p in prompts]
-    pads = torch.tensor([longest - len(p) for p in prompts], device=device)
-    return torch.tensor(rows, device=device), pads
+
+    def __init__(self, prompts: list[list[int]], device):
+        self.width = max(map(len, prompts))
+        """The longest prompt, P."""
+        rows = [[0] * (self.width - len(p)) + p for p in prompts]
+        self.tokens = torch.tensor(rows, device=device)  # (B, P)
+        self.pads = torch.tensor([self.width - len(p) for p in prompts], device=device)  # (B,)
+        self._ragged = bool(self.pads.any())
+
+    def prompts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(tokens (B, P), attend, positions) for `hidden_states`, to read all prompts at once."""
+        if not self._ragged:
+            return self.tokens, None, None
+        column = torch.arange(self.width, device=self.pads.device)
+        real = column >= self.pads[:, None]  # (B, P)
+        positions = (column - self.pads[:, None]).clamp(min=0)  # (B, P), restarted behind the pads
+        # A pad may look at itself: a row without any key would be 0 / 0.
+        causal, own = column <= column[:, None], column == column[:, None]  # (P, P)
+        return self.tokens, ((real[:, None] & causal) | own)[:, None], positions
+
+    def append(self, tokens: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Put one more token, (B,), behind every row. Returns (tokens (B, 1), attend, positions)
+        for `hidden_states`, to read these alone; what came before has to be in the cache."""
+        self.width += 1
+        if not self._ragged:
+            return tokens[:, None], None, None
+        real = torch.arange(self.width, device=self.pads.device) >= self.pads[:, None]  # (B, S)
+        positions = self.width - 1 - self.pads  # (B,)
+        return tokens[:, None], real[:, None, None], positions[:, None]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch (the others have finished)."""
+        self.pads = self.pads[rows]
+
+
+@contextmanager
+def dropout_off(model) -> Iterator[None]:
+    """The model in evaluation mode; afterwards it is in the mode it was in, whatever happened."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def in_batches(
+    prompts: list[list[int]], size: int | None, progress: Callable[[int], None] | None = None
+) -> Iterator[list[list[int]]]:
+    """`size` prompts at a time (None: all at once); tells `progress` how many have been dealt
+    with when the next ones are asked for."""
+    size = size or max(len(prompts), 1)
+    for start in range(0, len(prompts), size):
+        part = prompts[start : start + size]
+        yield part
+        if progress is not None:
+            progress(start + len(part))
+
+
+def require_room(model, prompts: list[list[int]], max_new_tokens: int) -> None:
+    """Raise ModelError when a prompt is empty or prompt and answer do not fit the context."""
+    longest = max((len(p) for p in prompts), default=0)
+    if any(not p for p in prompts):
+        raise ModelError("an empty prompt: give at least one token to go on from.")
+    if longest + max_new_tokens > model.context:
+        raise ModelError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context "
+            f"of the model, {model.context}. Shorten the prompt, or lower max_new_tokens."
+        )
 
 
 @torch.no_grad()
@@ -94,81 +160,43 @@ def generate(
 ) -> Generation:
     """Sample one answer to each prompt.
 
-    prompts: token ids, ragged, none empty. An answer ends at `eos_id` or after `max_new_tokens`.
-    batch_size: prompts sampled at once (default: all). progress: called with the number of
-    prompts done.
+    prompts: token ids, ragged, none empty. An answer ends at `eos_id`, which belongs to it, or
+    after `max_new_tokens`. batch_size: prompts sampled at once (default: all). progress: called
+    with the number of prompts done. The prompts are read once; then each step reads the newest
+    token of every row alone, since the keys and values of what came before are in the cache.
     Raises ModelError when a prompt is empty or prompt and answer do not fit the model's context.
     """
-    longest = max((len(p) for p in prompts), default=0)
-    if any(not p for p in prompts):
-        raise ModelError("an empty prompt: give at least one token to go on from.")
-    if longest + max_new_tokens > model.context:
-        raise ModelError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context "
-            f"of the model, {model.context}. Shorten the prompt, or lower max_new_tokens."
-        )
-    was_training = model.training
-    model.eval()
-    out = Generation()
-    step = batch_size or max(len(prompts), 1)
-    how = (temperature, top_k, top_p, generator)
-    try:
-        for start in range(0, len(prompts), step):
-            part = prompts[start : start + step]
-            _generate_batch(model, part, max_new_tokens, eos_id, how, out)
-            if progress is not None:
-                progress(start + len(part))
-    finally:
-        model.train(was_training)
+    require_room(model, prompts, max_new_tokens)
+    device, out = next(model.parameters()).device, Generation()
+    with dropout_off(model):
+        for part in in_batches(prompts, batch_size, progress):
+            batch = LeftPadded(part, device)
+            cache = model.new_cache(len(part), batch.width + max_new_tokens)
+            responses, logprobs = [[] for _ in part], [[] for _ in part]
+            finished = [False] * len(part)
+            # BEGIN SOLUTION
+            read = batch.prompts()  # (tokens, attend, positions)
+            alive = list(range(len(part)))  # the rows of the batch that the cache still holds
+            for _ in range(max_new_tokens):
+                hidden = model.hidden_states(*read, cache)[:, -1]  # (b, D)
+                logits = model.unembed(hidden)  # (b, V)
+                new, logp = sample_token(logits, temperature, top_k, top_p, generator)  # (b,), (b,)
+                for row, token, lp in zip(alive, new.tolist(), logp.tolist(), strict=True):
+                    if not finished[row]:
+                        responses[row].append(token)
+                        logprobs[row].append(lp)
+                        finished[row] = token == eos_id
+                running = [i for i, row in enumerate(alive) if not finished[row]]
+                if not running:
+                    break
+                if len(running) <= len(alive) // 2:  # drop the finished: half the work from here on
+                    keep = torch.tensor(running, device=device)
+                    cache.select(keep)
+                    batch.select(keep)
+                    new, alive = new[keep], [alive[i] for i in running]
+                read = batch.append(new)
+            # END SOLUTION
+            out.responses += responses
+            out.logprobs += logprobs
+            out.finished += finished
     return out
-
-
-def _generate_batch(model, prompts, max_new_tokens, eos_id, how, out: Generation) -> None:
-    """One batch: read the prompts once, then one token a step for the rows still alive."""
-    device = next(model.parameters()).device
-    tokens, pads = left_pad(prompts, device)  # (B, P), (B,)
-    B, P = tokens.shape
-    cache = model.new_cache(B, P + max_new_tokens)
-    column = torch.arange(P + max_new_tokens, device=device)
-    ragged = bool(pads.any())
-    real = column >= pads[:, None]  # (B, S): which columns of the cache are not pads
-    attend = positions = None
-    if ragged:
-        positions = (column[:P] - pads[:, None]).clamp(min=0)  # (B, P), restarted behind the pads
-        # A pad may look at itself: a row without any key would be 0 / 0.
-        causal = column[:P] <= column[:P, None]  # (P, P)
-        own = torch.eye(P, dtype=torch.bool, device=device)
-        attend = ((real[:, None, :P] & causal) | own)[:, None]  # (B, 1, P, P)
-
-    alive = torch.arange(B, device=device)  # the rows of the batch that the cache still holds
-    sampled = torch.full((B, max_new_tokens), eos_id, device=device)  # what is left over stays EOS
-    logprobs = torch.zeros(B, max_new_tokens, device=device)
-    lengths = torch.full((B,), max_new_tokens, device=device)
-    finished = torch.zeros(B, dtype=torch.bool, device=device)
-    for t in range(max_new_tokens):
-        hidden = model.hidden_states(tokens, attend, positions, cache)[:, -1]  # (b, D)
-        new, logp = sample_token(model.unembed(hidden), *how)  # (b,), (b,)
-        running = ~finished[alive]
-        sampled[alive, t] = torch.where(running, new, eos_id)
-        logprobs[alive, t] = torch.where(running, logp, 0.0)
-        ended = running & (new == eos_id)
-        lengths[alive[ended]] = t + 1
-        finished[alive[ended]] = True
-        running = running & ~ended
-        count = int(running.sum())
-        if count == 0:
-            break
-        if count <= len(alive) // 2:  # drop the finished rows: half the work from here on
-            keep = running.nonzero()[:, 0]
-            cache.select(keep)
-            alive, new, real, pads = alive[keep], new[keep], real[keep], pads[keep]
-        tokens = new[:, None]  # (b, 1)
-        if ragged:
-            positions = (P + t - pads)[:, None]  # (b, 1)
-            attend = real[:, None, None, : P + t + 1]  # (b, 1, 1, S)
-    for row, n, lp, end in zip(
-        sampled.tolist(), lengths.tolist(), logprobs.tolist(), finished.tolist(), strict=True
-    ):
-        out.responses.append(row[:n])
-        out.logprobs.append(lp[:n])
-        out.finished.append(end)
