@@ -1,13 +1,12 @@
 """Chapter 05: proximal policy optimisation.
 
-An answer's advantages say which tokens did better than expected. PPO raises the probability of
-those and lowers the others', several times on the same answers, and stops each token once it has
-moved by the clip range. A critic learns what to expect; a controller holds the KL to the reference.
+An answer's advantages say which tokens did better than expected. PPO makes those likelier and the
+others less so, several times on the same answers, and stops each token once it has moved by the
+clip range. A critic learns what to expect; a controller holds the KL to the reference.
 
-Everything here is a pure function on tensors of shape (B, T-1), the action axis of chapter 04, or
-a controller of a few floats. A loss takes `denominator`, the count of valid tokens of the whole
-optimizer step, so that it does not depend on how the batch was cut up (see `mdp.token_mean`).
-Whatever a loss holds constant (old log-probabilities, advantages, returns) it detaches itself.
+All here are pure functions on (B, T-1), the action axis of chapter 04, or controllers of a few
+floats. A loss takes `denominator`, the valid tokens of the whole optimizer step: how the batch was
+cut up changes nothing (see `mdp.token_mean`). What it holds constant, it detaches itself.
 
 Tested by `pytest tests/test_ppo.py`.
 """
@@ -22,8 +21,6 @@ from torch.distributed import ProcessGroup, all_reduce
 from rlhf_course.errors import check_finite
 from rlhf_course.mdp import MAX_LOG_RATIO, kl_estimate, masked_sum, require_same_shape, token_mean
 from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs
-
-# ------------------------------------------------------------------------- statistics over ranks
 
 
 def in_float64(x: Tensor) -> Tensor:
@@ -44,6 +41,7 @@ def masked_moments(
     require_same_shape(mask, x=x)
     x = in_float64(x)
     mask = mask.to(x.device)
+    # BEGIN SOLUTION
 
     def total(values: Tensor) -> Tensor:
         values = masked_sum(values, mask)
@@ -55,6 +53,7 @@ def masked_moments(
     mean = total(x) / count.clamp(min=1)
     variance = total((x - mean).square()) / count.clamp(min=1)
     return mean, variance, count
+    # END SOLUTION
 
 
 def whiten(
@@ -275,22 +274,25 @@ def policy_backward(policy: nn.Module, batch: Rollout, settings: PPOSettings) ->
         logprobs, entropy = action_logprobs(policy, part.tokens, part.mask, settings.temperature)
         clips = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
         if settings.sequence_ratio:
-            first = part.mask.int().argmax(dim=1, keepdim=True)  # (B, 1)
-            shared = part.advantages.gather(1, first)[:, 0]  # (B,): the same at every token
+            shared = part.advantages.gather(1, part.mask.int().argmax(dim=1, keepdim=True))[:, 0]
             loss, stats = sequence_policy_loss(
                 logprobs, part.logprobs, shared, part.mask, **clips, denominator=answers
             )
         else:
+            clips["dual_clip"] = settings.dual_clip
             loss, stats = policy_loss(
-                logprobs, part.logprobs, part.advantages, part.mask, **clips,
-                dual_clip=settings.dual_clip, denominator=tokens,
-            )  # fmt: skip
+                logprobs, part.logprobs, part.advantages, part.mask, **clips, denominator=tokens
+            )
         mean_entropy = token_mean(entropy, part.mask, tokens)
-        bonus = settings.entropy_coef * mean_entropy if settings.entropy_coef else 0.0
-        total = loss - bonus  # without a bonus the entropy is only reported, not differentiated
+        # Without a bonus the entropy is only reported, not differentiated.
+        total = loss - settings.entropy_coef * mean_entropy if settings.entropy_coef else loss
+        if settings.kl_loss_coef:
+            kl = kl_estimate(logprobs, part.ref_logprobs, "k3")  # 0 - 0 outside the mask
+            stats["kl_loss"] = token_mean(kl, part.mask, tokens)
+            total = total + settings.kl_loss_coef * stats["kl_loss"]
         total.backward()
-        moved = (logprobs.detach() - part.logprobs)[part.mask].abs().max()
-        largest = {"ratio_max": stats.pop("ratio_max"), "log_ratio_max": moved}
+        largest = {"ratio_max": stats.pop("ratio_max")}
+        largest["log_ratio_max"] = (logprobs.detach() - part.logprobs)[part.mask].abs().max()
         for name, value in {"policy_loss": loss, "entropy": mean_entropy, **stats}.items():
             sums[name] = sums.get(name, 0.0) + value.item()
         for name, value in largest.items():

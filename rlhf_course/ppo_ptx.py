@@ -237,6 +237,32 @@ def ptx_backward(policy: nn.Module, rows: Tensor, settings: PTXSettings) -> dict
     return {"ptx_loss": loss.item()}
 
 
+def pretraining_gradient(
+    policy: nn.Module, rows: Tensor | None, settings: PTXSettings, measure: bool = False
+) -> Callable[[], dict[str, float]] | None:
+    """What an update is to call after its own backward pass, so that gamma times the pretraining
+    gradient joins the same buffers; None where there are no rows.
+
+    measure: also return both gradients' norms before clipping (`grad_norm_ppo`, `grad_norm_ptx`,
+    gamma included), at the price of a copy of the gradients.
+    """
+    if rows is None:
+        return None
+
+    def add() -> dict[str, float]:
+        parameters = [p for p in policy.parameters() if p.grad is not None]
+        before = [p.grad.clone() for p in parameters] if measure else []
+        stats = ptx_backward(policy, rows, settings)
+        if measure:
+            norm = nn.utils.get_total_norm
+            stats["grad_norm_ppo"] = float(norm(before))
+            added = [p.grad - b for p, b in zip(parameters, before, strict=True)]
+            stats["grad_norm_ptx"] = float(norm(added))
+        return stats
+
+    return add
+
+
 def ppo_ptx_step(
     policy: nn.Module,
     critic: nn.Module,
@@ -253,22 +279,9 @@ def ppo_ptx_step(
 
     As in InstructGPT, App. C.4: both gradients are computed one after the other, the second is
     multiplied by gamma, and one optimiser step is made. rows: (B, T) corpus tokens; None: PPO.
-    measure: also return both gradients' norms before clipping (`grad_norm_ppo`, `grad_norm_ptx`,
-    gamma included), at the price of a copy of the gradients.
+    measure: see `pretraining_gradient`.
     """
-
-    def add_pretraining_gradient() -> dict[str, float]:
-        parameters = [p for p in policy.parameters() if p.grad is not None]
-        before = [p.grad.clone() for p in parameters] if measure else []
-        stats = ptx_backward(policy, rows, ptx)
-        if measure:
-            norm = nn.utils.get_total_norm
-            stats["grad_norm_ppo"] = float(norm(before))
-            added = [p.grad - b for p, b in zip(parameters, before, strict=True)]
-            stats["grad_norm_ptx"] = float(norm(added))
-        return stats
-
-    more = add_pretraining_gradient if rows is not None else None
+    more = pretraining_gradient(policy, rows, ptx, measure)
     return ppo_step(
         policy, critic, batch, policy_optimizer, critic_optimizer, settings, more, normalize
     )

@@ -31,6 +31,8 @@ class Rollout:
     value_mask: Tensor
     """(B, T-1) bool: where the critic is trained: every action, or only the first (one value a
     sequence)."""
+    ref_logprobs: Tensor | None = None
+    """(B, T-1): the reference's, where the KL is a term of the loss (`kl_loss_coef`)."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -40,7 +42,8 @@ class Rollout:
         a width that repeats (see `padding`)."""
         last = int(self.mask[rows].any(dim=0).nonzero().max()) + 1  # actions, of last + 1 tokens
         width = padded_length(last + 1, self.tokens.shape[1])
-        parts = {f.name: getattr(self, f.name)[rows, : width - 1] for f in fields(self)}
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        parts = {name: x[rows, : width - 1] for name, x in held.items() if x is not None}
         parts["tokens"] = self.tokens[rows, :width]
         return Rollout(**parts)
 
@@ -72,6 +75,9 @@ class PPOSettings:
     """Gradients longer than this are shortened to it."""
     micro_batch_size: int | None = None
     """Rows a forward pass; changes memory, not the result."""
+    kl_loss_coef: float = 0.0
+    """Weight of the mean k3 to the reference, a term of the loss as in GRPO (Shao et al. 2024,
+    Eq. 3 and 4); 0: none, as where the reward holds the KL."""
 
 
 def action_logprobs(

@@ -41,7 +41,8 @@ def sampled(policy, temperature=1.0):
     flat = [x for logprobs, n in zip(out.logprobs, LENGTHS, strict=True) for x in logprobs[:n]]
     logprobs = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(flat))
     advantages, values, returns = (draw(*mask.shape, seed=i) * mask for i in range(3))
-    return Rollout(tokens, mask, logprobs, advantages, values, returns, mask)
+    reference = logprobs + 0.2 * draw(*mask.shape, seed=8) * mask
+    return Rollout(tokens, mask, logprobs, advantages, values, returns, mask, reference)
 
 
 def moved(rollout):
