@@ -5,8 +5,7 @@ Learners": learned positions, layer norm before each sub-layer, GELU, and an out
 token embedding once more ("tied"). A checkpoint of ours opens in transformers as
 `GPT2LMHeadModel` with the same logits, and the other way round.
 
-Sampling (`sample_token`, `generate`) stands in `sampling.py`, since it serves any model, and is
-re-exported here.
+Sampling (`sample_token`, `generate`) serves any model; it stands in `sampling.py`.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def causal_attention(
     positions (S > T when a cache holds earlier keys).
     attend: bool, broadcastable to (B, H, T, S), True where a query may look; it replaces the
     causal rule, so it must contain it. None: causal.
-    Returns (B, H, T, d).
+    dropout: share of the softmax's weights to drop; the others grow to match. Returns (B, H, T, d).
     """
     # BEGIN SOLUTION
     if attend is None and 1 < q.shape[2] < k.shape[2]:
@@ -161,7 +160,8 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, attend: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """x: (B, T, D) -> (B, T, D). Pre-norm residual block, Radford et al. 2019, §2.3."""
+        """x: (B, T, D) -> (B, T, D). Pre-norm residual block, Radford et al. 2019, §2.3;
+        attend, cache, layer are for the attention. `drop` acts on what is added to the stream."""
         # BEGIN SOLUTION
         x = x + self.drop(self.attention(self.norm_1(x), attend, cache, layer))
         return x + self.drop(self.mlp(self.norm_2(x)))

@@ -42,7 +42,7 @@ def last_token_reward(token_scores: Tensor, lengths: Tensor) -> Tensor:
     """The score at each row's last token: there the model has read the whole answer, EOS too.
 
     token_scores (B, T) float, right-padded; lengths (B,) int, prompt and response together -> (B,).
-    Raises ValueError where a length is not in 1 … T.
+    Pads may hold anything, NaN included. Raises ValueError where a length is not in 1 … T.
     """
     if ((lengths < 1) | (lengths > token_scores.shape[1])).any():
         raise ValueError(f"lengths must be in 1 … {token_scores.shape[1]}: {lengths.tolist()}")
@@ -52,7 +52,7 @@ def last_token_reward(token_scores: Tensor, lengths: Tensor) -> Tensor:
 
 
 def mean_reward(token_scores: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
-    """The mean score of the response's tokens, P … P+R-1: neither the prompt's nor the pads'.
+    """The mean score of the response's tokens, P … P+R-1: not the prompt's nor the pads', NaN or not.
 
     token_scores (B, T) float; prompt_lengths, response_lengths (B,) int -> (B,).
     Raises ValueError where a response is empty or does not fit.
@@ -125,8 +125,8 @@ def kwise_loss(
     because its pairs share one gradient step the model does not overfit to them. Ties say nothing
     and are left out; so is a prompt without any pair.
     scores (B, K) float; ranks (B, K), lower is better; mask (B, K) bool, False where a prompt has
-    fewer than K answers. `denominator` is the number of prompts with a pair of the whole optimizer
-    step; None is this batch's own (0 / 0 is 0).
+    fewer than K answers (anything may stand there, NaN too). `denominator` is the number of prompts
+    with a pair of the whole optimizer step; None is this batch's own (0 / 0 is 0).
     """
     if scores.dim() != 2 or scores.shape != ranks.shape:
         raise ValueError(f"scores {tuple(scores.shape)}, ranks {tuple(ranks.shape)}: not (B, K)")

@@ -170,7 +170,7 @@ def generate(
     device, out = next(model.parameters()).device, Generation()
     with dropout_off(model):
         for part in in_batches(prompts, batch_size, progress):
-            batch = LeftPadded(part, device)
+            batch = LeftPadded(part, device)  # batch.prompts(), then batch.append(new) each step
             cache = model.new_cache(len(part), batch.width + max_new_tokens)
             responses, logprobs = [[] for _ in part], [[] for _ in part]
             finished = [False] * len(part)
