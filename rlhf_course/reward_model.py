@@ -52,7 +52,7 @@ def last_token_reward(token_scores: Tensor, lengths: Tensor) -> Tensor:
 
 
 def mean_reward(token_scores: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
-    """The mean score of the response's tokens, P … P+R-1; prompt and pads count nothing, NaN or not.
+    """The mean score of the response's tokens, P … P+R-1; prompt and pads do not count, even NaN.
 
     token_scores (B, T) float; prompt_lengths, response_lengths (B,) int -> (B,).
     Raises ValueError where a response is empty or does not fit.
