@@ -231,8 +231,8 @@ MUTANTS = [
         "reward_model.kwise_loss",
         (
             "ranks upside down",
-            "You push the worse answer up: a LOWER rank is better, and the difference is better minus "
-            "worse.",
+            "You push the worse answer up: a LOWER rank is better, and the difference is better "
+            "minus worse.",
             [("ranks[:, :, None] < ranks[:, None, :]", "ranks[:, :, None] > ranks[:, None, :]")],
         ),
         (
