@@ -1,10 +1,11 @@
-# make demo, make test: each works as the first command on a fresh clone. It makes .venv, installs the
+# make demo, make test, make notebooks, make lab: each works as the first command on a fresh clone. It makes .venv, installs the
 # tested versions of constraints.txt, then runs; the second call installs nothing.
 #
 #   make demo ARGS="--seed 1"            more flags for rlhf-course demo
 #   make demo TORCH=cpu                  another build of torch: cpu, cu126, cu130 … (PyTorch's own wheel index)
 #   make test PYTHON=/path/to/python     an environment you already have; nothing is installed
 #   make test TESTS=tests/test_ppo.py    some of the tests
+#   make notebooks ARGS="3 4"            some of the chapters; ARGS=--help for more
 
 SYSTEM_PYTHON = python3
 PYTHON =
@@ -24,9 +25,10 @@ endif
 
 INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
 # One thread a process: the tests are small, and threads of several processes fight over the cores.
-QUIET := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+OFFLINE := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+QUIET := OMP_NUM_THREADS=1 $(OFFLINE)
 
-.PHONY: help demo test lab check format clean
+.PHONY: help demo test notebooks lab check format clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=…], see the top of the Makefile for the variables"
@@ -38,8 +40,11 @@ demo: $(DEV)  ## train GPT, SFT, reward model and PPO-ptx, and write report.html
 test: $(DEV)  ## run all tests
 	@$(QUIET) $(RUN) -m pytest $(PYTEST_ARGS) $(TESTS)
 
-lab: $(LAB)  ## open JupyterLab
-	$(RUN) -m jupyter lab $(ARGS)
+notebooks: $(DEV)  ## print chapters/ and solutions/ from manuscript/; what has not changed stays
+	@$(OFFLINE) $(RUN) -m rlhf_course.coursework.build $(ARGS)
+
+lab: $(LAB)  ## open JupyterLab at the chapters
+	$(RUN) -m jupyter lab --ServerApp.root_dir=. --ServerApp.preferred_dir=chapters $(ARGS)
 
 check: $(DEV)  ## ruff: lint and format
 	$(RUN) -m ruff check .

@@ -286,6 +286,7 @@ def make(*arguments: str) -> str:
         ("demo", ".[dev]", "-m rlhf_course demo"),
         ("test", ".[dev]", "-m pytest"),
         ("check", ".[dev]", "ruff format --check"),
+        ("notebooks", ".[dev]", "-m rlhf_course.coursework.build"),
         ("lab", ".[dev,notebooks]", "-m jupyter lab"),
     ],
 )

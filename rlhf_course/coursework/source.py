@@ -51,7 +51,8 @@ class Module:
 
     def text(self, node: ast.AST) -> str:
         """A definition's lines, its decorators and the comments at its end included."""
-        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        decorators = getattr(node, "decorator_list", [])
+        first = min([node.lineno, *(d.lineno for d in decorators)])
         last = node.end_lineno  # of the last statement; a comment behind it belongs to no node
         for number, line in enumerate(self.lines[last:], last + 1):
             if line.strip() and len(line) - len(line.lstrip()) <= node.col_offset:
@@ -63,12 +64,19 @@ class Module:
 @cache
 def module(name: str) -> Module:
     """Read a module of the package by its dotted name."""
-    parts = name.split(".")[1:]
-    file = ROOT.joinpath(*parts).with_suffix(".py") if parts else ROOT / "__init__.py"
-    if not file.exists():
-        file = ROOT.joinpath(*parts, "__init__.py")
+    file = _file(name)
     text = file.read_text(encoding="utf-8")
     return Module(name, tuple(text.splitlines()), ast.parse(text, str(file)))
+
+
+def exists(name: str) -> bool:
+    """True where a dotted name is a module of the package."""
+    return _file(name).exists()
+
+
+def _file(name: str) -> Path:
+    place = ROOT.joinpath(*name.split(".")[1:])
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
 
 
 def bound(node: ast.stmt) -> set[str]:
@@ -192,14 +200,15 @@ def free_names(code: str) -> set[str]:
     return read - defined - set(dir(builtins))
 
 
-def imports(ids: Sequence[str]) -> str:
+def imports(ids: Sequence[str], also: Iterable[str] = ()) -> str:
     """The import lines that the cells of these exercises need, in the order of the cells.
 
     What the defining module imports is imported in the same way, what it defines from there. An
     exercise that stands before the one using it is not imported: there the student's own is meant.
-    One that comes later is, until the student's takes its name.
+    One that comes later is, until the student's takes its name. `also`: modules to import besides,
+    as "torch.nn.functional as F".
     """
-    plain: set[str] = set()
+    plain = set(also)
     members: dict[str, set[str]] = {}
     written: set[str] = set()
     for id in ids:
@@ -222,7 +231,7 @@ def origin(name: str, needed: str) -> tuple[str, str]:
     """
     node = module(name).find(needed)
     if node is None:
-        if (ROOT / f"{needed}.py").exists():
+        if exists(f"{PACKAGE}.{needed}"):
             return PACKAGE, needed
         raise ConfigError(f"{name}: {needed} is used in a solution, but not bound at the top.")
     if not isinstance(node, (ast.Import, ast.ImportFrom)):
