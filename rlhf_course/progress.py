@@ -1,4 +1,5 @@
-"""Progress of a stage: a live bar with an estimate in a terminal, sparse plain lines in a log."""
+"""Progress of a stage: a live bar with an estimate in a terminal or a notebook, sparse plain lines
+in a log."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ console = Console(highlight=False)
 error_console = Console(highlight=False, stderr=True)
 
 LINE_EVERY = 15.0  # seconds between two lines when the output is not a terminal
+DRAW_EVERY = 0.5  # seconds between two drawings in a notebook
 SHOWN = 5  # metrics beside the bar
 
 
@@ -19,8 +21,10 @@ class Bar:
 
     def __init__(self, label: str, total: int):
         self.label, self.total, self.metrics = label, total, ""
-        self._progress = None
-        if console.is_terminal:
+        self._progress = self._notebook = None
+        if console.is_jupyter:
+            self._notebook = NotebookLine()
+        elif console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -48,9 +52,14 @@ class Bar:
             self._progress.update(self._task, completed=done, metrics=self.metrics)
             return
         now = time.monotonic()
-        if now - self._last >= LINE_EVERY or done == self.total:
+        pause = DRAW_EVERY if self._notebook else LINE_EVERY
+        if now - self._last >= pause or done == self.total:
             spent = now - self._began
             left = spent / max(done - self._first, 1) * (self.total - done)
+            if self._notebook:
+                self._notebook.show(self.label, done, self.total, spent, left)
+                self._last = now
+                return
             console.print(
                 f"{self.label} {done}/{self.total}  {spent:.0f} s, {left:.0f} s to go  "
                 f"{self.metrics}", soft_wrap=True,
@@ -65,3 +74,21 @@ class Bar:
         """Stop drawing."""
         if self._progress:
             self._progress.stop()
+
+
+class NotebookLine:
+    """One line of a notebook's output that is written over as the work goes on."""
+
+    def __init__(self):
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._handle = display(HTML(""), display_id=True)
+
+    def show(self, label: str, done: int, total: int, spent: float, left: float) -> None:
+        """Draw the bar; at the end only what was done and how long it took stays."""
+        text = f"{label}: {done} of {total} steps, {spent:.0f} s"
+        if done < total:
+            bar = f'<progress value="{done}" max="{total}" style="width: 20em"></progress>'
+            text = f"{bar} {text}, about {left:.0f} s to go"
+        self._handle.update(self._html(f"<small>{text}</small>"))

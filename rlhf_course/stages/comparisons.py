@@ -29,7 +29,7 @@ from rlhf_course.stages.setup import (
     device_of,
     frozen,
     load_policy,
-    world_of,
+    world_for,
 )
 from rlhf_course.training import derive_seed, torch_generator
 from rlhf_course.world import Comparison, Prompt
@@ -93,7 +93,7 @@ def comparisons(config: ComparisonsConfig) -> Path:
     if complete(run):
         return run.path
     model, tokenizer = load_policy(config.model or before(config, "sft"), device)
-    world = world_of(config.world, config.size, config.seed)
+    world = world_for(config)
     files = run.path / "chunks"
     with run:
         for step in run.steps(State({}, {})):

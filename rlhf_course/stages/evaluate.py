@@ -35,7 +35,7 @@ from rlhf_course.stages.setup import (
     load_policy,
     load_reward_model,
     require_one_tokenizer,
-    world_of,
+    world_for,
 )
 from rlhf_course.training import torch_generator
 
@@ -146,7 +146,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     require_writable(Path(config.out))
     device = device_of(config)
     announce("evaluate", config, device)
-    world = world_of(config.world, config.size, config.seed)
+    world = world_for(config)
     baseline, tokenizer = load_policy(config.baseline or before(config, "sft"), device)
     name = config.model or before(config, "ppo")
     policy, own = load_policy(name, device)

@@ -27,7 +27,7 @@ from rlhf_course.stages.setup import (
     device_of,
     load_policy,
     new_model,
-    world_of,
+    world_for,
 )
 from rlhf_course.training import learning_rate, make_optimizer, set_learning_rate
 from rlhf_course.world.tokenizer import train_tokenizer
@@ -39,7 +39,7 @@ def prepare(config: PretrainConfig, device):
         held, texts = split_rows(read_documents(config.data), 0.1, config.seed)
         tokenizer = None
     else:
-        world = world_of(config.world, config.size, config.seed)
+        world = world_for(config)
         texts, held = world.documents("train"), world.documents("validation")
         tokenizer = world.tokenizer
     if config.model and config.model not in SHAPES:

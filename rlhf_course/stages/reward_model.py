@@ -28,7 +28,7 @@ from rlhf_course.sft import encode_dialogue, encode_prompt
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
 from rlhf_course.stages.presets import identity, resolve, workspace
-from rlhf_course.stages.settings import RewardModelConfig
+from rlhf_course.stages.settings import DPOConfig, RewardModelConfig
 from rlhf_course.stages.setup import (
     announce,
     before,
@@ -36,7 +36,7 @@ from rlhf_course.stages.setup import (
     conclude,
     device_of,
     load_policy,
-    world_of,
+    world_for,
 )
 from rlhf_course.training import (
     epoch_batch,
@@ -45,6 +45,7 @@ from rlhf_course.training import (
     set_learning_rate,
     shuffled,
 )  # fmt: skip
+from rlhf_course.world import World
 
 
 @dataclass
@@ -140,6 +141,30 @@ def evaluate(model: ScalarModel, held: list[Ranked], world=None) -> dict:
     return out
 
 
+def ranked_answers(
+    config: RewardModelConfig | DPOConfig, tokenizer, context: int
+) -> tuple[list[Ranked], list[Ranked], World | None]:
+    """(training comparisons, held-out comparisons, the world or None): from --data, or from the
+    comparisons run that stands beside this stage's."""
+    if config.data:
+        rows = encode_rows(tokenizer, read_comparisons(config.data), context)
+        held, train = split_rows(rows, config.validation, config.seed)
+        return train, held, None
+    folder = workspace(config) / "comparisons"
+    if not (folder / "done.json").exists():
+        raise DataError(
+            f"{folder / 'comparisons.jsonl'}: not there or not complete; this stage learns "
+            "from it. Run `rlhf-course comparisons` with the same --world, --size and --seed "
+            "first, or give comparisons with --data."
+        )
+    train, held = (
+        [encode_ranked(tokenizer, c.prompt.text, c.responses, c.finished, c, context)
+         for c in read_comparisons_run(folder / name)]
+        for name in ("comparisons.jsonl", "heldout.jsonl")
+    )  # fmt: skip
+    return train, held, world_for(config)
+
+
 def prepare(config: RewardModelConfig, device):
     """(model, tokenizer, training comparisons, held-out comparisons, world or None)."""
     source = config.model or before(config, "sft")
@@ -147,23 +172,7 @@ def prepare(config: RewardModelConfig, device):
     model = device.place(
         ScalarModel.from_language_model(language_model, config.pooling, config.seed)
     )
-    if config.data:
-        rows = encode_rows(tokenizer, read_comparisons(config.data), model.backbone.context)
-        held, train = split_rows(rows, config.validation, config.seed)
-        return model, tokenizer, train, held, None
-    folder = workspace(config) / "comparisons"
-    if not (folder / "done.json").exists():
-        raise DataError(
-            f"{folder / 'comparisons.jsonl'}: not there or not complete; the reward model learns "
-            "from it. Run `rlhf-course comparisons` with the same --world, --size and --seed "
-            "first, or give comparisons with --data."
-        )
-    train, held = (
-        [encode_ranked(tokenizer, c.prompt.text, c.responses, c.finished, c, model.backbone.context)
-         for c in read_comparisons_run(folder / name)]
-        for name in ("comparisons.jsonl", "heldout.jsonl")
-    )  # fmt: skip
-    return model, tokenizer, train, held, world_of(config.world, config.size, config.seed)
+    return model, tokenizer, *ranked_answers(config, tokenizer, model.backbone.context)
 
 
 def loss_of(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) -> Tensor:

@@ -29,6 +29,12 @@ def world_of(name: str, size: str, seed: int):
     return make_world(name, size, seed)
 
 
+def world_for(config):
+    """The embedded world that a stage is to use."""
+    seed = config.seed if config.world_seed is None else config.world_seed
+    return world_of(config.world, config.size, seed)
+
+
 def device_of(config) -> Device:
     """The device that the configuration asks for; announced when a stage begins."""
     return choose_device(config.device, config.dtype, config.threads)

@@ -27,6 +27,7 @@ from rlhf_course.sft import (
     answer_loss,
     encode_dialogue,
     fit_context,
+    mask_prompt,
     pack,
     segment_mask,
 )
@@ -42,7 +43,7 @@ from rlhf_course.stages.setup import (
     device_of,
     load_policy,
     new_model,
-    world_of,
+    world_for,
 )
 from rlhf_course.training import epoch_batch, learning_rate, make_optimizer, set_learning_rate
 from rlhf_course.world.tokenizer import train_tokenizer
@@ -63,7 +64,7 @@ def prepare(config: SFTConfig, device):
     if config.data:
         dialogues, share = read_dialogues(config.data), config.validation
     else:
-        world, share = world_of(config.world, config.size, config.seed), 0.05
+        world, share = world_for(config), 0.05
         dialogues = [Dialogue(d.prompt.text, d.response) for d in world.demonstrations()]
         tokenizer, corpus_texts = world.tokenizer, world.documents("train")
     if config.model in SHAPES or (config.data and config.model is None):
@@ -103,10 +104,17 @@ def encode_all(dialogues: list[Dialogue], tokenizer, context: int, truncate: boo
     return fitted.examples
 
 
+def prompt_length(example: Example) -> int:
+    """How many tokens come before the one answer that a dialogue of this stage has."""
+    return sum(label == IGNORE for label in example[1])
+
+
 def padded(examples: list[Example], context: int) -> tuple[Tensor, Tensor]:
     """(tokens, labels), (B, T) long each, right-padded."""
-    tokens, labels = ([list(e[i]) for e in examples] for i in (0, 1))
-    return pad_rows(tokens, 0, context), pad_rows(labels, IGNORE, context)
+    tokens = pad_rows([list(ids) for ids, _ in examples], 0, context)  # (B, T)
+    prompts = torch.tensor([prompt_length(example) for example in examples])  # (B,)
+    lengths = torch.tensor([len(ids) for ids, _ in examples])  # (B,)
+    return tokens, mask_prompt(tokens, prompts, lengths)
 
 
 class Batches:
@@ -148,7 +156,7 @@ def evaluate(model: nn.Module, tokenizer, held: list[Example], answers: int = 64
         total += answer_loss(model, tokens, labels).item() * wanted
         count += wanted
     some = held[:answers]
-    starts = [sum(label == IGNORE for label in labels) for _, labels in some]
+    starts = [prompt_length(example) for example in some]
     prompts = [tokens[:start] for (tokens, _), start in zip(some, starts, strict=True)]
     wanted_ids = [tokens[start:] for (tokens, _), start in zip(some, starts, strict=True)]
     longest = max(map(len, wanted_ids))

@@ -1,0 +1,319 @@
+"""The laboratory of the notebooks: base models, training runs, answers and figures.
+
+    lab.model("sft")                                    a base model; what is missing is trained
+    lab.train("ppo", own=[policy_loss], iterations=30)  the package's trainer with your function
+    lab.train_many({"a": {...}, "b": {...}})            several runs side by side, cached
+    lab.answers(model, tokenizer, prompts)              what a model says
+    lab.show(figure, alt="…")                           a figure, with words for who cannot see it
+
+Everything is kept in one folder that all chapters share, RLHF_COURSE_HOME or ~/.cache/rlhf-course,
+so that a chapter can be opened first and a run is made once. With RLHF_COURSE_QUICK=1 the models
+are tiny and hardly trained: that shows that a notebook works, nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rlhf_course.coursework import recipes
+from rlhf_course.coursework.substitute import substituted
+from rlhf_course.errors import ConfigError
+
+STAGES = {
+    "pretrain": ("PretrainConfig", "pretrain:pretrain", ()),
+    "sft": ("SFTConfig", "sft:sft", ("pretrain",)),
+    "comparisons": ("ComparisonsConfig", "comparisons:comparisons", ("pretrain", "sft")),
+    "reward_model": ("RewardModelConfig", "reward_model:train_reward_model",
+                     ("pretrain", "sft", "comparisons")),
+    "ppo": ("PPOConfig", "ppo:ppo", ("pretrain", "sft", "comparisons", "reward_model")),
+    "dpo": ("DPOConfig", "dpo:dpo", ("pretrain", "sft", "comparisons")),
+}  # fmt: skip
+"""Stage -> its configuration, its function, and the stages that have to be there before it."""
+
+
+def __getattr__(name: str) -> Any:
+    """`lab.quick`: True when RLHF_COURSE_QUICK is set, looked up at every use."""
+    if name == "quick":
+        return os.environ.get("RLHF_COURSE_QUICK", "") not in ("", "0")
+    raise AttributeError(name)
+
+
+def _quick() -> bool:
+    return __getattr__("quick")
+
+
+def home() -> Path:
+    """The folder that holds everything the chapters train."""
+    return Path(os.environ.get("RLHF_COURSE_HOME") or Path.home() / ".cache" / "rlhf-course")
+
+
+def size() -> str:
+    """The models' size: "small", and "tiny" in quick mode."""
+    return "tiny" if _quick() else "small"
+
+
+def workspace(world: str = "town") -> Path:
+    """Where the runs on one world stand side by side."""
+    return home() / f"{world}-{size()}{'-quick' if _quick() else ''}"
+
+
+@dataclass
+class Trained:
+    """A finished run."""
+
+    folder: Path
+    """Its run folder: configuration, metrics, checkpoints and model."""
+
+    @property
+    def metrics(self) -> list[dict]:
+        """One dictionary a step."""
+        from rlhf_course.runs import read_metrics
+
+        return read_metrics(self.folder)
+
+    def curve(self, key: str) -> list[float]:
+        """One metric over the steps that have it."""
+        return [row[key] for row in self.metrics if row.get(key) is not None]
+
+    @property
+    def seconds(self) -> float:
+        """How long the steps took, without what is between them."""
+        text = (self.folder / "timing.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        parts = ("seconds", "rollout_seconds", "scoring_seconds", "update_seconds")
+        return sum(row.get(part, 0.0) for row in rows for part in parts)
+
+    def model(self) -> tuple[Any, Any]:
+        """(model, tokenizer): a language model, or the ScalarModel of a reward-model run."""
+        return load(self.folder / "model")
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of a run's model folder, on the best device there is, for scoring."""
+    from rlhf_course.checkpoints import read_config
+    from rlhf_course.device import choose_device
+    from rlhf_course.huggingface import load_language_model, load_tokenizer
+    from rlhf_course.reward_model import ScalarModel
+
+    device = choose_device("auto", "auto", None)
+    kind = (read_config(folder).get("architectures") or [""])[0]
+    if kind.endswith("ForSequenceClassification"):
+        model, tokenizer = ScalarModel.from_pretrained(folder), load_tokenizer(folder, str(folder))
+    else:
+        model, tokenizer = load_language_model(folder)
+    return device.place(model).eval(), tokenizer
+
+
+# ------------------------------------------------------------------------------------------- worlds
+
+
+def world(name: str = "town"):
+    """The embedded world that all chapters share: its people, prompts, texts and gold reward."""
+    from rlhf_course.stages.setup import world_of
+
+    return world_of(name, size(), recipes.SEED)
+
+
+# ------------------------------------------------------------------------------------------- models
+
+
+def model(stage: str, world: str = "town") -> tuple[Any, Any]:
+    """(model, tokenizer) of a base stage: "pretrain", "sft", "reward_model" or "ppo".
+
+    What is missing is trained first, with a progress bar: the whole town takes a few minutes, once.
+    """
+    return Trained(folder(stage, world)).model()
+
+
+def folder(stage: str, world: str = "town") -> Path:
+    """The run folder of a base stage, trained first where it is missing."""
+    ensure(stage, world)
+    return workspace(world) / stage
+
+
+def ensure(stage: str, world: str = "town") -> None:
+    """Train a base stage and all before it that are missing."""
+    for name in (*_entry(stage)[2], stage):
+        settings = recipes.BASE[world].get(name, {})
+        run(name, workspace(world) / name, world, settings)
+
+
+def train(
+    stage: str, name: str | None = None, world: str = "town", own: Sequence[Any] = (), **settings
+) -> Trained:
+    """Run a stage of the package, with your functions in the place of the package's.
+
+    stage: pretrain, sft, comparisons, reward_model, ppo or dpo. own: functions and classes of the
+    exercises, told by their names. settings: fields of the stage's configuration
+    (`rlhf-course STAGE --help` lists them); those left out have the course's values.
+    With `own` it always runs; without, a run of the same name and settings is taken as it is.
+    Raises ConfigError for a setting or a name that does not exist.
+    """
+    for before in _entry(stage)[2]:
+        ensure(before, world)
+    folder = workspace(world) / (name or f"own-{stage}")
+    settings = {**recipes.BASE[world].get(stage, {}), **settings}
+    try:
+        with substituted(own):
+            run(stage, folder, world, settings, again=bool(own))
+    except NotImplementedError as error:
+        if not own:
+            raise
+        raise ConfigError(
+            "one of your functions is not written yet, so nothing can be trained with it. "
+            "Solve the exercises above first: check(…) says how far they are."
+        ) from error
+    return Trained(folder)
+
+
+def train_many(
+    runs: Mapping[str, Mapping[str, Any]], workers: int | None = None, world: str = "town"
+) -> dict[str, Trained]:
+    """Several runs side by side, one process and one thread each: what small models like best.
+
+    runs: name -> {"stage": …, settings}; a run may name its own "world". The package's functions
+    are used. What was run before with the same settings is taken as it is.
+    workers: processes at a time, default one a core.
+    """
+    from rlhf_course.coursework.workers import run_all
+
+    jobs = []
+    for name, asked in runs.items():
+        settings = dict(asked)
+        stage, where = settings.pop("stage", "ppo"), settings.pop("world", world)
+        for before in _entry(stage)[2]:
+            ensure(before, where)
+        settings = {**recipes.BASE[where].get(stage, {}), **settings}
+        jobs.append((stage, workspace(where) / name, where, settings))
+    waiting = [job for job in jobs if not _is_done(*job)]
+    if waiting:
+        run_all(waiting, workers)
+    return {name: Trained(job[1]) for name, job in zip(runs, jobs, strict=True)}
+
+
+def _entry(stage: str) -> tuple[str, str, tuple[str, ...]]:
+    if stage not in STAGES:
+        raise ConfigError(f"stage {stage!r}: there are {', '.join(STAGES)}.")
+    return STAGES[stage]
+
+
+def _config(stage: str, folder: Path, world: str, settings: Mapping[str, Any]):
+    """The stage's configuration, resolved; in quick mode nothing is larger than `recipes.QUICK`."""
+    from rlhf_course.stages import settings as kinds
+    from rlhf_course.stages.presets import resolve
+
+    kind = getattr(kinds, _entry(stage)[0])
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(set(settings) - known):
+        raise ConfigError(f"{stage} has no setting {unknown[0]!r}. It has: {', '.join(known)}.")
+    shared = {"world": world, "size": size(), "out": folder, "world_seed": recipes.SEED}
+    config = resolve(kind(**{**shared, "seed": recipes.SEED, **settings}), stage)
+    if _quick():
+        for key, most in recipes.QUICK.items():
+            value = getattr(config, key, None)
+            if value is not None and value > most:
+                setattr(config, key, most)
+    return config
+
+
+def _is_done(stage: str, folder: Path, world: str, settings: Mapping[str, Any]) -> bool:
+    """True where this very run is finished."""
+    from rlhf_course.files import read_json
+    from rlhf_course.stages.presets import identity
+
+    if not (folder / "done.json").exists():
+        return False
+    wanted = identity(_config(stage, folder, world, settings))
+    there = read_json(folder / "config.json")
+    return all(there.get(k) == _plain(v) for k, v in wanted.items())
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def run(
+    stage: str, folder: Path, world: str, settings: Mapping[str, Any], again: bool = False
+) -> None:
+    """Run a stage unless this very run is finished; another run in its folder is replaced."""
+    if not again and _is_done(stage, folder, world, settings):
+        return
+    config = _config(stage, folder, world, settings)
+    config.overwrite = again or _is_other(config)
+    module, function = _entry(stage)[1].split(":")
+    with _silence():
+        getattr(import_module(f"rlhf_course.stages.{module}"), function)(config)
+
+
+def _is_other(config) -> bool:
+    """True where the folder holds a run with other settings."""
+    from rlhf_course.files import read_json
+    from rlhf_course.stages.presets import identity
+
+    path = Path(config.out) / "config.json"
+    if not path.exists():
+        return False
+    there = read_json(path)
+    return any(there.get(k) != _plain(v) for k, v in identity(config).items())
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The progress bar is enough in a notebook."""
+    from rlhf_course.progress import console
+
+    before, console.quiet = console.quiet, console.is_jupyter
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+# ------------------------------------------------------------------------------ answers and figures
+
+
+def answers(
+    model, tokenizer, prompts: Sequence[Any], seed: int = 0, temperature: float = 1.0,
+    max_new_tokens: int | None = None,
+) -> list[tuple[str, bool]]:  # fmt: skip
+    """One answer to each prompt: (text, whether it ended by itself).
+
+    prompts: texts, or Prompts of a world. temperature 0 takes the likeliest token each time.
+    max_new_tokens: default 40, less where the context ends.
+    """
+    from rlhf_course.sampling import generate
+    from rlhf_course.sft import encode_prompt
+    from rlhf_course.stages.rollouts import decode_answers
+    from rlhf_course.training import torch_generator
+
+    texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
+    ids = [encode_prompt(tokenizer, text) for text in texts]
+    room = model.context - max(map(len, ids), default=0)
+    longest = min(max_new_tokens or 40, room)
+    device = next(model.parameters()).device
+    out = generate(
+        model, ids, longest, tokenizer.eos_token_id, temperature, batch_size=1024,
+        generator=torch_generator(seed, "lab answers", device=device),
+    )  # fmt: skip
+    return list(zip(decode_answers(tokenizer, out), out.finished, strict=True))
+
+
+def show(figure, alt: str) -> None:
+    """Display a matplotlib figure with a text for those who cannot see it, then let it go."""
+    import io
+
+    from IPython.display import display
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    display(
+        {"image/png": buffer.getvalue(), "text/plain": alt},
+        raw=True, metadata={"image/png": {"alt": alt}},
+    )  # fmt: skip
