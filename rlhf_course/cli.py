@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "comparisons": (settings.ComparisonsConfig, "comparisons:comparisons"),
     "reward-model": (settings.RewardModelConfig, "reward_model:train_reward_model"),
     "ppo": (settings.PPOConfig, "ppo:ppo"),
+    "dpo": (settings.DPOConfig, "dpo:dpo"),
     "evaluate": (settings.EvaluateConfig, "evaluate:evaluate"),
     "chat": (settings.ChatConfig, "chat:chat"),
 }

@@ -65,6 +65,8 @@ def _optimizer(colour: str) -> tuple[Panel, Panel]:
     )
 
 
+KINDS = tuple(Curve(f"share_{k}", label, colour) for k, (label, colour, _) in VERDICTS.items())
+
 PANELS: dict[str, tuple[Panel, ...]] = {
     "pretrain": (
         _one("Loss, training", "nats a token", "loss", POLICY, "log"),
@@ -91,6 +93,23 @@ PANELS: dict[str, tuple[Panel, ...]] = {
              REWARD, "percent", from_zero=True),
         *_optimizer(REWARD),
     ),
+    "dpo": (
+        _one("Loss, training", "nats a pair", "loss", POLICY,
+             level=(math.log(2), "the reference: log 2")),
+        Panel("Accuracy of the implicit reward", "share of pairs",
+              (Curve("accuracy", "training", POLICY),
+               Curve("eval_accuracy", "held out", INK, "--")), "percent", (0, 1)),
+        Panel("Implicit reward β log π / π_ref", "reward a sequence",
+              (Curve("reward_chosen", "chosen", REWARD),
+               Curve("reward_rejected", "rejected", COLOURS["proxy"], "--"))),
+        _one("KL to the reference", "nats a sequence", "kl", POLICY, from_zero=True),
+        _one("Gold reward of its answers", "utility a sequence", "gold", COLOURS["gold"]),
+        Panel("Kinds of answer", "share of answers", KINDS, "percent", (0, 1)),
+        _one("Length", "tokens an answer", "length", POLICY),
+        _one("Answers that end (EOS)", "share of answers", "eos_rate", POLICY, "percent",
+             (None, 1.005)),
+        *_optimizer(POLICY),
+    ),
     "ppo": (
         Panel("Reward", "reward a sequence",
               (Curve("reward", "proxy (reward)", COLOURS["proxy"], "--"),
@@ -98,9 +117,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
                Curve("gold", "gold (utility)", COLOURS["gold"]))),
         _one("KL to the reference", "nats a sequence", "kl", POLICY),
         _one("KL coefficient β", "reward a nat", "kl_coef", REFERENCE, from_zero=True),
-        Panel("Kinds of answer", "share of answers",
-              tuple(Curve(f"share_{k}", label, colour) for k, (label, colour, _) in
-                    VERDICTS.items()), "percent", (0, 1)),
+        Panel("Kinds of answer", "share of answers", KINDS, "percent", (0, 1)),
         _one("Length", "tokens an answer", "length", POLICY),
         _one("Answers that end (EOS)", "share of answers", "eos_rate", POLICY, "percent",
              (None, 1.005)),
@@ -111,6 +128,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
              level=(1.0, "no change")),
         Panel("KL from the old policy", "nats a token",
               (Curve("kl_k1", "k1", REFERENCE, "--"), Curve("kl_k3", "k3", POLICY))),
+        _one("KL in the loss", "nats a token", "kl_loss", REFERENCE),
         _one("Value loss", "reward²", "value_loss", CRITIC, "log"),
         _one("Explained variance", "share of the returns'", "explained_variance", CRITIC,
              limits=(-1, 1.05), level=(0.0, "0: a constant; below −1: cut off")),
@@ -128,14 +146,15 @@ PANELS: dict[str, tuple[Panel, ...]] = {
 def stage_curves(stage: str, rows: Rows, kl_target: float | None = None) -> Figure:
     """A grid of everything that a stage logged.
 
-    stage: pretrain, sft, reward_model or ppo. rows: its metrics; panels without any are left out.
+    stage: pretrain, sft, reward_model, ppo or dpo. rows: its metrics; panels without any are left
+    out.
     kl_target: nats a sequence, drawn into PPO's KL panel.
     """
     logged = {key for row in rows for key in row}
     panels = [p for p in PANELS[stage] if any(c.key in logged for c in p.curves)]
-    columns = 3 if stage == "ppo" else 2
+    columns = 3 if stage in ("ppo", "dpo") else 2
     lines = max(-(-len(panels) // columns), 1)
-    figure = Figure(figsize=(10, (2.5 if stage == "ppo" else 2.9) * lines), layout="constrained")
+    figure = Figure(figsize=(10, (2.5 if columns == 3 else 2.9) * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for ax in axes[len(panels) :]:
         ax.remove()

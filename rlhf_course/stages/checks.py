@@ -7,10 +7,12 @@ would be ignored in silence is an error too: whoever gave it believes that it di
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 from rlhf_course.errors import ConfigError
 from rlhf_course.stages.settings import (
     ComparisonsConfig,
+    DPOConfig,
     PPOConfig,
     PretrainConfig,
     SFTConfig,
@@ -23,13 +25,13 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     **dict.fromkeys(
         ("checkpoint_every", "steps", "batch", "iterations", "epochs", "minibatch", "micro_batch",
          "prompts", "heldout", "context", "window", "vocab_size", "ptx_rows", "eval_every",
-         "max_new_tokens"), COUNT),
+         "eval_prompts", "max_new_tokens", "answers_per_prompt"), COUNT),
     **dict.fromkeys(
         ("warmup", "corpus_rows", "critic_warmup", "hot_answers", "weight_decay", "kl_coef",
          "kl_floor", "kl_gain", "ptx_coef", "entropy_coef", "eos_penalty"), AT_LEAST_0),
     **dict.fromkeys(
         ("lr", "critic_lr", "critic_warmup_lr", "max_grad_norm", "clip", "value_clip",
-         "reward_clip", "kl_target", "kl_horizon"), ABOVE_0),
+         "reward_clip", "kl_target", "kl_horizon", "beta"), ABOVE_0),
     **dict.fromkeys(("gamma", "lam", "lr_floor", "known_share"), SHARE),
     "answers": (2, True, math.inf),
     "dual_clip": (1, False, math.inf),
@@ -58,7 +60,9 @@ def check_settings(config) -> None:
             words = f"a number from {low} to {high}"
         raise ConfigError(f"{flag(name)} {value}: give {words}.")
     temperature = getattr(config, "temperature", 1.0)
-    if not 0 <= temperature < math.inf or (temperature == 0 and isinstance(config, PPOConfig)):
+    if not 0 <= temperature < math.inf or (
+        temperature == 0 and isinstance(config, PPOConfig | DPOConfig)
+    ):
         raise ConfigError(f"--temperature {temperature}: give a finite number above 0.")
     for kind, check in CHECKS.items():
         if isinstance(config, kind):
@@ -91,7 +95,37 @@ def _comparisons(config: ComparisonsConfig) -> None:
         )
 
 
+# Only with GAE: a critic, its discount and mixture, one advantage an answer from its value, and
+# the choice to whiten. RLOO and GRPO are what they are without, REINFORCE++ whitens always.
+NEEDS_CRITIC = ("critic_lr", "critic_warmup_lr", "value_clip", "value_norm", "mdp", "gamma", "lam",
+                "whiten")  # fmt: skip
+
+
+def _without_critic(config: PPOConfig) -> None:
+    default = {field.name: field.default for field in fields(PPOConfig)}
+    given = [name for name in NEEDS_CRITIC if getattr(config, name) != default[name]]
+    given += ["critic_warmup"] if config.critic_warmup else []
+    if given:
+        name = "--no-whiten" if given[0] == "whiten" else flag(given[0])
+        raise ConfigError(
+            f"{name} belongs to --advantages gae: {config.advantages} trains no critic and has its "
+            "own normalisation. Leave it out."
+        )
+    if config.advantages in ("rloo", "grpo") and config.answers_per_prompt < 2:
+        raise ConfigError(
+            f"--answers-per-prompt {config.answers_per_prompt}: with {config.advantages} the other "
+            "answers to a prompt are the baseline. Give at least 2."
+        )
+
+
 def _ppo(config: PPOConfig) -> None:
+    if config.advantages != "gae":
+        _without_critic(config)
+    if config.batch % config.answers_per_prompt:
+        raise ConfigError(
+            f"--batch {config.batch} counts answers and is no multiple of --answers-per-prompt "
+            f"{config.answers_per_prompt}. Change one of them."
+        )
     sequence = config.mdp == "sequence"
     contradictions = {
         "--reward and --reward-model: two sources of the score. Give one of them.":
@@ -119,5 +153,10 @@ def _ppo(config: PPOConfig) -> None:
         )
 
 
+def _dpo(config: DPOConfig) -> None:
+    if config.micro_batch and config.micro_batch > config.batch:
+        raise ConfigError(f"--micro-batch {config.micro_batch} exceeds --batch {config.batch}.")
+
+
 CHECKS = {PretrainConfig: _pretrain, SFTConfig: _sft, ComparisonsConfig: _comparisons,
-          PPOConfig: _ppo}  # fmt: skip
+          PPOConfig: _ppo, DPOConfig: _dpo}  # fmt: skip

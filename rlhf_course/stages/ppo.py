@@ -11,33 +11,42 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from rlhf_course.data import read_documents, read_prompts, split_rows
-from rlhf_course.errors import DataError, TrainingError, check_finite
+from rlhf_course.beyond_ppo import policy_step
+from rlhf_course.data import read_documents
+from rlhf_course.errors import TrainingError, check_finite
 from rlhf_course.kl_control import PIKLController
+from rlhf_course.mdp import masked_mean
 from rlhf_course.ppo import (
     AdaptiveKLController,
     FixedKLController,
     critic_backward,
     explained_variance,
 )  # fmt: skip
-from rlhf_course.ppo_ptx import EMAMoments, PopArt, PTXSettings, RunningMoments, ppo_ptx_step
+from rlhf_course.ppo_ptx import (
+    EMAMoments,
+    PopArt,
+    PTXSettings,
+    RunningMoments,
+    ppo_ptx_step,
+    pretraining_gradient,
+)
 from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.rollout import PPOSettings, Rollout
 from rlhf_course.runs import Run, State
-from rlhf_course.sft import encode_prompt
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import identity, resolve
+from rlhf_course.stages.prompts import Prompts, judged
 from rlhf_course.stages.rewards import call_reward_function, load_reward_function, model_scores
 from rlhf_course.stages.rollouts import (
     Answers,
-    Task,
     assemble,
     collect,
     in_parts,
@@ -54,11 +63,8 @@ from rlhf_course.stages.setup import (
     frozen,
     load_policy,
     load_reward_model,
-    world_of,
 )
 from rlhf_course.training import (
-    derive_seed,
-    epoch_batch,
     learning_rate,
     make_optimizer,
     set_learning_rate,
@@ -72,65 +78,24 @@ NOT_AVERAGED = (*MEASURED_FIRST, "ratio_max", "log_ratio_max")
 RATIO_TOLERANCE = {None: 1e-3, torch.bfloat16: 0.25}
 
 
-class Prompts:
-    """The tasks of iteration i: from the world, fresh each time, or from a data set, shuffled."""
-
-    def __init__(self, config: PPOConfig, tokenizer, context: int):
-        self.config, self.tokenizer = config, tokenizer
-        self.world = None if config.data else world_of(config.world, config.size, config.seed)
-        self.pool: list[Task] = []
-        self.held: list[Task] = []
-        if config.data:
-            tasks = self.encode(context)
-            self.held, self.pool = split_rows(tasks, config.validation, config.seed)
-
-    def encode(self, context: int) -> list[Task]:
-        """Every prompt of the data set. Raises DataError when one leaves no room for an answer."""
-        rows, room = read_prompts(self.config.data), context - self.config.max_new_tokens
-        tasks = [Task(text, encode_prompt(self.tokenizer, text), row) for text, row in rows]
-        sizes = [len(task.tokens) for task in tasks]
-        if max(sizes) > room:
-            raise DataError(
-                f"{self.config.data}: {sum(s > room for s in sizes)} of {len(sizes)} prompts are "
-                f"too long; the longest, number {sizes.index(max(sizes)) + 1}, has {max(sizes)} "
-                f"tokens and with --max-new-tokens {self.config.max_new_tokens} exceeds the "
-                f"context of {context}. Lower --max-new-tokens, or drop the long prompts."
-            )
-        return tasks
-
-    def __call__(self, iteration: int) -> list[Task]:
-        config = self.config
-        if self.world is None:
-            size = min(config.batch, len(self.pool))
-            picked = epoch_batch(len(self.pool), size, iteration, config.seed, "ppo prompts")
-            return [self.pool[i] for i in picked]
-        seed = derive_seed(config.seed, "ppo prompts", iteration)
-        extra = {} if config.known_share is None else {"known_share": config.known_share}
-        prompts = self.world.prompts("ppo", config.batch, seed, **extra)
-        return [Task(p.text, encode_prompt(self.tokenizer, p.text), source=p) for p in prompts]
-
-
 class PPOTrainer:
     """Everything that PPO holds, and one iteration of it."""
 
     def __init__(self, config: PPOConfig, device):
-        self.config = config
+        self.config, self.device = config, device
         source = config.model or before(config, "sft")
         self.policy, self.tokenizer = load_policy(source, device)
         self.reference = frozen(copy.deepcopy(self.policy))
         self.reward_model = self.reward_function = None
         if config.reward:
             self.reward_function = load_reward_function(config.reward)
-            self.critic = ScalarModel.from_language_model(self.policy, "last", config.seed)
-            nn.init.zeros_(self.critic.head.weight)
         else:
             folder = config.reward_model or before(config, "reward_model")
             self.reward_model = load_reward_model(folder, self.tokenizer, device)
-            self.critic = self.reward_model.as_critic()
-        device.place(self.critic).train()
+        self.critic = self._critic() if config.advantages == "gae" else None
         self.policy.train()
-        self.device = device
-        self.context = min(self.policy.context, self.critic.backbone.context)
+        readers = [m.backbone for m in (self.reward_model, self.critic) if m is not None]
+        self.context = min(model.context for model in (self.policy, *readers))
         self.prompts = Prompts(config, self.tokenizer, self.context)
         self.corpus = self._corpus() if config.ptx_coef else None
         self.settings = PPOSettings(
@@ -140,12 +105,22 @@ class PPOTrainer:
         )  # fmt: skip
         betas, eps = (0.9, 0.95), 1e-6
         self.policy_optimizer = make_optimizer(self.policy, config.lr, betas, eps)
-        self.critic_optimizer = make_optimizer(self.critic, config.critic_lr, betas, eps)
+        if self.critic is not None:
+            self.critic_optimizer = make_optimizer(self.critic, config.critic_lr, betas, eps)
         self.controller = self._controller()
         kinds = {"none": None, "running": RunningMoments, "ema": lambda: EMAMoments(0.99)}
         kind = kinds[config.reward_norm]
         self.moments = kind() if kind else None
         self.popart = PopArt(self.critic.head) if config.value_norm == "popart" else None
+
+    def _critic(self) -> ScalarModel:
+        """It starts as the reward model, or, where a function gives the score, as the policy."""
+        if self.reward_model is not None:
+            critic = self.reward_model.as_critic()
+        else:
+            critic = ScalarModel.from_language_model(self.policy, "last", self.config.seed)
+            nn.init.zeros_(critic.head.weight)
+        return self.device.place(critic).train()
 
     def _controller(self) -> FixedKLController:
         config = self.config
@@ -166,11 +141,11 @@ class PPOTrainer:
         """What a checkpoint holds. The reference and the reward model never change."""
         counters = {"controller": self.controller, "reward_norm": self.moments,
                     "value_norm": self.popart}  # fmt: skip
-        return State(
-            {"policy": self.policy, "critic": self.critic},
-            {"policy": self.policy_optimizer, "critic": self.critic_optimizer},
-            {name: counter for name, counter in counters.items() if counter is not None},
-        )
+        modules, optimizers = {"policy": self.policy}, {"policy": self.policy_optimizer}
+        if self.critic is not None:
+            modules["critic"], optimizers["critic"] = self.critic, self.critic_optimizer
+        counters = {name: counter for name, counter in counters.items() if counter is not None}
+        return State(modules, optimizers, counters)
 
     def iterate(self, step: int) -> tuple[dict, dict]:
         """One iteration: answers, scores, advantages, updates. Returns (metrics, timing).
@@ -198,8 +173,10 @@ class PPOTrainer:
         metrics = {"score": scores.mean().item(), "reward": raw.mean().item(),
                    "kl": kl.mean().item(), "kl_coef": kl_coef}  # fmt: skip
         metrics |= self.describe(answers, rollout)
-        values = rollout.values[rollout.value_mask].mean()
+        values = masked_mean(rollout.values, rollout.value_mask)
         check_finite({**metrics, "values": values}, f"ppo step {step}, before any update")
+        if config.advantages == "grpo":
+            self.settings = replace(self.settings, kl_loss_coef=kl_coef)
         metrics |= self.update(rollout, step, iteration)
         if iteration >= 0:
             self.controller.update(metrics["kl"], len(rollout))
@@ -235,18 +212,12 @@ class PPOTrainer:
         out = {
             "length": lengths.mean().item(),
             "eos_rate": answers.finished.float().mean().item(),
-            "explained_variance": explained_variance(
-                rollout.values, rollout.returns, rollout.value_mask
-            ).item(),
         }
+        if self.critic is not None:
+            targets = rollout.values, rollout.returns, rollout.value_mask
+            out["explained_variance"] = explained_variance(*targets).item()
         world = self.prompts.world
-        if world is not None:
-            said = list(zip(answers.tasks, answers.texts, answers.finished.tolist(), strict=True))
-            gold = [world.utility(task.source, text, end) for task, text, end in said]
-            out["gold"] = sum(gold) / len(gold)
-            kinds = Counter(world.verdict(task.source, text, end) for task, text, end in said)
-            out |= {f"share_{kind}": kinds[kind] / len(said) for kind in sorted(world.verdicts)}
-        return out
+        return out if world is None else out | judged(world, answers)
 
     def update(self, rollout: Rollout, step: int, iteration: int) -> dict[str, float]:
         """`epochs` passes over the rollout in random minibatches; returns the mean diagnostics."""
@@ -256,9 +227,9 @@ class PPOTrainer:
                            config.lr_floor)  # fmt: skip
         set_learning_rate(self.policy_optimizer, lr)
         warm = iteration < 0
-        set_learning_rate(
-            self.critic_optimizer, config.critic_warmup_lr if warm else config.critic_lr
-        )
+        if self.critic is not None:
+            critic_lr = config.critic_warmup_lr if warm else config.critic_lr
+            set_learning_rate(self.critic_optimizer, critic_lr)
         sums, largest, first, updates = Counter(), 0.0, {}, 0
         for epoch in range(config.epochs):
             generator = torch_generator(config.seed, "minibatches", step, epoch)
@@ -278,15 +249,19 @@ class PPOTrainer:
         return means if warm else {**means, "ratio_max": largest, "lr": lr, **first}
 
     def policy_step(self, batch: Rollout, step: int, update: int) -> dict[str, float]:
-        """One update of policy and critic; gradients' norms are measured at a rollout's first."""
+        """One update of the policy, and of the critic where there is one; the norms of both losses'
+        gradients are measured at a rollout's first."""
         config, rows = self.config, None
         if self.corpus is not None:
             rows = self.corpus.rows(config.ptx_rows, config.seed, "ptx", step, update)
             rows = rows.to(batch.tokens.device)
+        ptx, measure = PTXSettings(config.ptx_coef, config.ptx_reduction), update == 0
+        if self.critic is None:
+            more = pretraining_gradient(self.policy, rows, ptx, measure)
+            return policy_step(self.policy, batch, self.policy_optimizer, self.settings, more)
         return ppo_ptx_step(
             self.policy, self.critic, batch, rows, self.policy_optimizer, self.critic_optimizer,
-            self.settings, PTXSettings(config.ptx_coef, config.ptx_reduction),
-            self.popart.normalize if self.popart else None, measure=update == 0,
+            self.settings, ptx, self.popart.normalize if self.popart else None, measure,
         )  # fmt: skip
 
     def critic_step(self, batch: Rollout) -> dict[str, float]:

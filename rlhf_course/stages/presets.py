@@ -34,6 +34,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
                 "kl_coef": 0.2, "kl_gain": 1.0, "kl_target": 1.7, "kl_horizon": 1280.0,
                 "kl_floor": 0.02, "eos_penalty": 1.0, "eos_override": -5.0,
                 "ptx_coef": 0.1, "known_share": 0.3},
+        "dpo": {"batch": 64, "lr": 2e-4, "warmup": 10, "epochs": 1, "max_new_tokens": 12},
     },
     ("reviews", "small"): {
         "pretrain": {"steps": 2000, "batch": 24, "lr": 4e-3, "warmup": 50, "context": 64,
@@ -47,6 +48,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
                 "critic_warmup": 6, "critic_warmup_lr": 1e-3, "max_new_tokens": 40,
                 "kl_coef": 0.1, "kl_gain": 1.0, "kl_target": 3.5, "kl_horizon": 2560.0,
                 "kl_floor": 0.02, "eos_penalty": 2.0, "ptx_coef": 1.0},
+        "dpo": {"batch": 64, "lr": 2e-4, "warmup": 10, "epochs": 1, "max_new_tokens": 40},
     },
 }  # fmt: skip
 
@@ -66,12 +68,14 @@ for _world in ("town", "reviews"):
         "comparisons": {"prompts": 128},
         "reward_model": {"batch": 16, "epochs": 1},
         "ppo": {"iterations": 3, "batch": 32, "critic_warmup": 1, "kl_horizon": 160.0},
+        "dpo": {"batch": 16, "warmup": 2},
     })  # fmt: skip
     PRESETS[_world, "gpt2"] = _derived(_world, "small", {
         "pretrain": {"lr": 6e-4, "warmup": 100},
         "sft": {"lr": 1e-4},
         "reward_model": {"lr": 3e-5, "batch": 48, "epochs": 1},
         "ppo": {"lr": 1e-5, "critic_lr": 3e-5, "critic_warmup_lr": 1e-4},
+        "dpo": {"lr": 5e-6},
     })  # fmt: skip
 
 # With --data there is no world to take a value from.
@@ -87,6 +91,7 @@ DATA_DEFAULTS = {
             "max_new_tokens": 64, "kl_coef": 0.05, "kl_gain": 1.0,
             "kl_target": 4.0, "kl_horizon": 640.0, "kl_floor": 0.01, "eos_penalty": 1.0,
             "ptx_coef": 0.0},
+    "dpo": {"batch": 32, "lr": 1e-4, "warmup": 10, "epochs": 1, "max_new_tokens": 64},
 }  # fmt: skip
 
 
@@ -96,7 +101,16 @@ GENTLE = {
     "sft": {"lr": 5e-5},
     "reward_model": {"lr": 2e-5},
     "ppo": {"lr": 1e-5, "critic_lr": 3e-5, "critic_warmup_lr": 1e-4},
+    "dpo": {"lr": 1e-6},
 }
+
+# Answers to a prompt where nothing is said: those of a group are each other's baseline.
+GROUPS = {"gae": 1, "rloo": 4, "grpo": 4, "reinforce_plus_plus": 1}
+NO_CRITIC = {"critic_lr": None, "critic_warmup": 0, "critic_warmup_lr": None}
+
+# Settings that came after the first runs, and what those did: named in a run's identity only where
+# they say something else, so that a folder from before is still the run that it was.
+ADDED = {"world_seed": None, "advantages": "gae", "answers_per_prompt": 1}
 
 
 def _values(config, stage: str) -> dict:
@@ -116,6 +130,10 @@ def resolve(config, stage: str):
     values = _values(config, stage)
     if getattr(config, "eos_penalty", None) is not None:  # asked for: the override gives way
         values = {k: v for k, v in values.items() if k != "eos_override"}
+    if stage == "ppo":
+        values = {**values, "answers_per_prompt": GROUPS[config.advantages]}
+        if config.advantages != "gae":
+            values |= NO_CRITIC
     for field in fields(config):
         if getattr(config, field.name) is None and field.name in values:
             setattr(config, field.name, values[field.name])
@@ -144,8 +162,8 @@ def workspace(config) -> Path:
 def identity(config) -> dict:
     """What makes the run what it is: every setting that changes its result, as plain JSON."""
     skip = {"out", "overwrite", "checkpoint_every"}
-    return {k: str(v) if isinstance(v, Path) else v
-            for k, v in asdict(config).items() if k not in skip}  # fmt: skip
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
+            if k not in skip and not (k in ADDED and v == ADDED[k])}  # fmt: skip
 
 
 def model_shape(size: str, vocab_size: int, context: int) -> GPTConfig:

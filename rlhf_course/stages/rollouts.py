@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_course import mdp
+from rlhf_course.beyond_ppo import (
+    grpo_advantages,
+    reinforce_plus_plus_advantages,
+    rloo_advantages,
+)
 from rlhf_course.errors import TrainingError
 from rlhf_course.padding import pad_rows
 from rlhf_course.ppo import whiten
@@ -106,17 +111,20 @@ def in_parts(function, size: int, *tensors: Tensor) -> list[Tensor]:
 def score_actions(
     policy: nn.Module,
     reference: nn.Module,
-    critic: nn.Module,
+    critic: nn.Module | None,
     answers: Answers,
     config: PPOConfig,
     popart: PopArt | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprobs, reference logprobs, values), (B, T-1) each, 0 outside the actions."""
+    """(logprobs, reference logprobs, values), (B, T-1) each, 0 outside the actions; without a
+    critic all values are 0."""
     size = config.micro_batch or config.minibatch
 
     def read(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logprobs, _ = action_logprobs(policy, tokens, mask, config.temperature)
         ref_logprobs, _ = action_logprobs(reference, tokens, mask, config.temperature)
+        if critic is None:
+            return logprobs, ref_logprobs, torch.zeros_like(logprobs)
         values = critic.token_scores(tokens)[:, :-1]
         return logprobs, ref_logprobs, torch.where(mask, values, 0.0)
 
@@ -154,6 +162,13 @@ def assemble(
     """
     mask = answers.mask
     kl = mdp.kl_estimate(logprobs, ref_logprobs, "k1") * mask  # (B, T-1)
+    if config.advantages != "gae":
+        advantages = critic_free_advantages(scores, kl, mask, kl_coef, config)
+        nothing = torch.zeros_like(values), torch.zeros_like(mask)
+        rollout = Rollout(
+            answers.tokens, mask, logprobs, advantages, values, *nothing, ref_logprobs
+        )
+        return rollout, kl.sum(dim=1)
     value_mask = mask
     if config.mdp == "token":
         rewards = mdp.token_rewards(scores, kl, mask, kl_coef)
@@ -168,3 +183,21 @@ def assemble(
         advantages = whiten(advantages, mask)
     rollout = Rollout(answers.tokens, mask, logprobs, advantages, values, returns, value_mask)
     return rollout, kl.sum(dim=1)
+
+
+def critic_free_advantages(
+    scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, config: PPOConfig
+) -> Tensor:
+    """(B, T-1), by the setting `advantages`; the answers to one prompt stand side by side.
+
+    RLOO and REINFORCE++ pay for the KL in the reward, as their papers do; GRPO's price is a term of
+    the loss (`PPOSettings.kl_loss_coef`), so its advantages come from the scores alone.
+    """
+    if config.advantages == "reinforce_plus_plus":
+        return reinforce_plus_plus_advantages(scores, kl, mask, kl_coef)
+    if config.advantages == "rloo":
+        rewards = (scores - kl_coef * kl.sum(dim=1)).view(-1, config.answers_per_prompt)  # (N, G)
+        advantages = rloo_advantages(rewards)
+    else:
+        advantages = grpo_advantages(scores.view(-1, config.answers_per_prompt))
+    return torch.where(mask, advantages.flatten()[:, None], 0.0)

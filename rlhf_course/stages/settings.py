@@ -11,70 +11,20 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from rlhf_course.choices import DeviceName, DtypeName, Schedule
-
-Size = Literal["tiny", "small", "gpt2"]
-WorldName = Literal["town", "reviews"]
-
-# Left unset unless the flag is given; what is taken then stands in the field's own text.
-Count = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
-Number = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
-Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
-Folder = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
-YesNo = Annotated[bool | None, arg(metavar="{True,False}", help_behavior_hint="")]
-Pooling = Annotated[
-    Literal["last", "mean", "sum"] | None, arg(metavar="{last,mean,sum}", help_behavior_hint="")
-]
-Normalization = Annotated[
-    Literal["bias", "gain_bias", "none"] | None,
-    arg(metavar="{bias,gain_bias,none}", help_behavior_hint=""),
-]
-
-
-@dataclass
-class Common:
-    """What every stage has."""
-
-    world: WorldName = "town"
-    """Embedded world, used when no --data is given."""
-    size: Size = "small"
-    """The one dial: model shape, data and every setting left unset follow from it."""
-    seed: int = 0
-    """Seed of everything random."""
-    out: Folder = None
-    """Run folder [default: runs/WORLD-SIZE-seedN/STAGE]."""
-    overwrite: bool = False
-    """Replace a run folder that holds another run."""
-    checkpoint_every: int = 50
-    """Steps between two checkpoints."""
-    device: DeviceName = "auto"
-    """Where to run: CUDA if there is one, else Apple's MPS, else the CPU."""
-    dtype: DtypeName = "auto"
-    """Precision of matrix products; weights are float32 always."""
-    threads: Count = None
-    """CPU threads [default: OMP_NUM_THREADS, else one a core, at most 8]."""
-
-
-@dataclass
-class Optimization:
-    """Optimiser settings shared by the supervised stages."""
-
-    steps: Count = None
-    """Updates [by size]."""
-    batch: Count = None
-    """Sequences (for the reward model: prompts) an update [by size]."""
-    lr: Number = None
-    """Peak learning rate [by size]."""
-    schedule: Schedule = "linear"
-    """Learning-rate schedule after the warm-up."""
-    warmup: Count = None
-    """Updates of warm-up [by size]."""
-    lr_floor: float = 0.05
-    """The schedule ends at this share of the peak."""
-    weight_decay: float = 0.01
-    """AdamW's decay of matrices."""
-    max_grad_norm: float = 1.0
-    """Longer gradients are shortened to this norm."""
+from rlhf_course.choices import DeviceName, DtypeName
+from rlhf_course.stages.flags import (
+    Common,
+    Count,
+    Folder,
+    Name,
+    Normalization,
+    Number,
+    Optimization,
+    Pooling,
+    Size,
+    WorldName,
+    YesNo,
+)
 
 
 @dataclass
@@ -218,6 +168,10 @@ class PPOConfig(Common):
     """Longer gradients are shortened to this norm."""
     whiten: bool = True
     """Normalise the advantages over the rollout."""
+    advantages: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"] = "gae"
+    """GAE needs a critic, the others have none. GRPO's KL is in the loss, else in the reward."""
+    answers_per_prompt: Count = None
+    """Answers to each prompt; --batch counts answers [default: 1; with rloo and grpo 4]."""
     kl_coef: Number = None
     """First price of the KL to the reference; 0: none at all [by world]."""
     kl_controller: Literal["pi", "adaptive", "fixed"] = "pi"
@@ -248,6 +202,34 @@ class PPOConfig(Common):
     """Rows of pretraining text in each update."""
     known_share: Number = None
     """Town: share of prompts about known people [by world]."""
+
+
+@dataclass
+class DPOConfig(Optimization, Common):
+    """DPO: learn from comparisons directly, without a reward model and without sampling."""
+
+    model: Name = None
+    """Policy to start from, and reference [default: the SFT run beside --out]."""
+    data: Name = None
+    """Comparisons: prompt/chosen/rejected or ranked responses [default: the comparisons run]."""
+    validation: float = 0.1
+    """Share of --data held out."""
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """Of K ranked answers: the best against the worst, or all K(K-1)/2 pairs."""
+    beta: float = 0.1
+    """Price of the distance to the reference: the larger, the nearer."""
+    epochs: Count = None
+    """Passes over the pairs, when --steps is not given [by world]."""
+    micro_batch: Count = None
+    """Pairs a forward pass [default: --batch]."""
+    eval_every: int = 20
+    """Updates between two measurements of the policy's own answers."""
+    eval_prompts: int = 256
+    """Prompts answered for that."""
+    max_new_tokens: Count = None
+    """Longest of those answers [by world; with --data 64]."""
+    temperature: float = 1.0
+    """Of those answers."""
 
 
 @dataclass

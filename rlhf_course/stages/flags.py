@@ -1,0 +1,76 @@
+"""What the settings of the stages share: types that tyro turns into flags, and common fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from rlhf_course.choices import DeviceName, DtypeName, Schedule
+
+Size = Literal["tiny", "small", "gpt2"]
+WorldName = Literal["town", "reviews"]
+
+# Left unset unless the flag is given; what is taken then stands in the field's own text.
+Count = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+Number = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
+Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+Folder = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
+YesNo = Annotated[bool | None, arg(metavar="{True,False}", help_behavior_hint="")]
+Pooling = Annotated[
+    Literal["last", "mean", "sum"] | None, arg(metavar="{last,mean,sum}", help_behavior_hint="")
+]
+Normalization = Annotated[
+    Literal["bias", "gain_bias", "none"] | None,
+    arg(metavar="{bias,gain_bias,none}", help_behavior_hint=""),
+]
+
+
+@dataclass
+class Common:
+    """What every stage has."""
+
+    world: WorldName = "town"
+    """Embedded world, used when no --data is given."""
+    size: Size = "small"
+    """The one dial: model shape, data and every setting left unset follow from it."""
+    seed: int = 0
+    """Seed of everything random."""
+    world_seed: Count = None
+    """Seed of the world's people and texts [default: --seed]."""
+    out: Folder = None
+    """Run folder [default: runs/WORLD-SIZE-seedN/STAGE]."""
+    overwrite: bool = False
+    """Replace a run folder that holds another run."""
+    checkpoint_every: int = 50
+    """Steps between two checkpoints."""
+    device: DeviceName = "auto"
+    """Where to run: CUDA if there is one, else Apple's MPS, else the CPU."""
+    dtype: DtypeName = "auto"
+    """Precision of matrix products; weights are float32 always."""
+    threads: Count = None
+    """CPU threads [default: OMP_NUM_THREADS, else one a core, at most 8]."""
+
+
+@dataclass
+class Optimization:
+    """Optimiser settings shared by the supervised stages."""
+
+    steps: Count = None
+    """Updates [by size]."""
+    batch: Count = None
+    """Sequences (for the reward model: prompts) an update [by size]."""
+    lr: Number = None
+    """Peak learning rate [by size]."""
+    schedule: Schedule = "linear"
+    """Learning-rate schedule after the warm-up."""
+    warmup: Count = None
+    """Updates of warm-up [by size]."""
+    lr_floor: float = 0.05
+    """The schedule ends at this share of the peak."""
+    weight_decay: float = 0.01
+    """AdamW's decay of matrices."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this norm."""
