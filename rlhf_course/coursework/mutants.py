@@ -60,11 +60,28 @@ def mutants_of(exercise: Exercise) -> list[Mutant]:
 
 
 def recognise(exercise: Exercise, outcomes: list[Outcome], seed: int = 0) -> Mutant | None:
-    """The mutant that fails in exactly the same way, with the same wrong values."""
+    """The known mistake that an answer's failures look like, or None.
+
+    Best is one that fails in exactly the same way, with the same wrong values. Else the answer may
+    have a second mistake: then the first failure and at least half of the mutant's must be alike.
+    """
+    best, most = None, 0.0
+    first = next((i for i, outcome in enumerate(outcomes) if not outcome.passed), None)
     for mutant in mutants_of(exercise):
-        if alike(outcomes, try_answer(exercise, mutant.answer(), seed)):
+        theirs = try_answer(exercise, mutant.answer(), seed)
+        if alike(outcomes, theirs):
             return mutant
-    return None
+        if (
+            first is None
+            or theirs[first].passed
+            or not _same_failure(outcomes[first], theirs[first])
+        ):
+            continue
+        failed = [i for i, outcome in enumerate(theirs) if not outcome.passed]
+        share = sum(_same_failure(outcomes[i], theirs[i]) for i in failed) / len(failed)
+        if share >= 0.5 and share > most:
+            best, most = mutant, share
+    return best
 
 
 def alike(ours: list[Outcome], theirs: list[Outcome]) -> bool:

@@ -1,0 +1,83 @@
+"""`rlhf-course progress`: which exercises of your notebooks are done.
+
+rlhf-course progress                      chapters/ below this folder
+rlhf-course progress my/03_reward_model.ipynb
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from rlhf_course.coursework import extract
+from rlhf_course.coursework.exercises import EXERCISES, Exercise
+from rlhf_course.coursework.trial import try_answer
+from rlhf_course.errors import DataError
+from rlhf_course.progress import console
+
+
+@dataclass
+class ProgressConfig:
+    """Show which exercises are done. It runs the functions in your notebooks, nothing else."""
+
+    notebooks: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("chapters"),)
+    """Notebooks, or folders of them."""
+
+
+def states(file: Path) -> dict[str, str]:
+    """Exercise id -> "done", "3 of 5", "not written", for the exercises that a notebook defines."""
+    defined = extract.namespace(extract.definitions(extract.cells(file)))
+    return {e.id: state(e, defined[e.name]) for e in EXERCISES if _own(defined.get(e.name))}
+
+
+def _own(value) -> bool:
+    """True for what the notebook defines itself, not what it imports."""
+    return getattr(value, "__module__", None) == "notebook"
+
+
+def state(exercise: Exercise, answer) -> str:
+    """How far one answer is."""
+    outcomes = try_answer(exercise, answer)
+    right = sum(outcome.passed for outcome in outcomes)
+    if right == len(outcomes):
+        return "done"
+    if any(outcome.missing for outcome in outcomes):
+        return "not written"
+    return f"{right} of {len(outcomes)}"
+
+
+def files(places: tuple[Path, ...]) -> list[Path]:
+    """The notebooks that are meant. Raises DataError where there are none."""
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            found += sorted(place.glob("*.ipynb"))
+        elif place.exists():
+            found.append(place)
+        else:
+            raise DataError(f"{place}: not there. Name a notebook, or a folder of notebooks.")
+    if not found:
+        raise DataError(f"{', '.join(map(str, places))}: no notebook there. Name their folder.")
+    return found
+
+
+def progress(config: ProgressConfig) -> None:
+    """Print a table of all exercises, and the points that are done."""
+    found: dict[str, str] = {}
+    for file in files(config.notebooks):
+        found |= states(file)
+    table = Table("chapter", "exercise", "points", "state")
+    done = 0
+    for exercise in EXERCISES:
+        said = found.get(exercise.id, "no notebook")
+        done += exercise.points * (said == "done")
+        colour = {"done": "green", "not written": "dim", "no notebook": "dim"}.get(said, "yellow")
+        name = f"{exercise.chapter:02d} {exercise.stem}"
+        table.add_row(name, exercise.qualname, str(exercise.points), f"[{colour}]{said}[/{colour}]")
+    console.print(table)
+    total = sum(exercise.points for exercise in EXERCISES)
+    console.print(f"{done} of {total} points")
