@@ -310,6 +310,7 @@ def show(figure, alt: str) -> None:
     import io
 
     from IPython.display import display
+    from matplotlib import pyplot
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
@@ -317,3 +318,4 @@ def show(figure, alt: str) -> None:
         {"image/png": buffer.getvalue(), "text/plain": alt},
         raw=True, metadata={"image/png": {"alt": alt}},
     )  # fmt: skip
+    pyplot.close(figure)  # a figure made by pyplot would be shown once more, without the text
