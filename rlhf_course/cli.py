@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import tyro
 from rich.markup import escape
 
+from rlhf_course.coursework.settings import ProgressConfig
 from rlhf_course.errors import EXIT_CODE, CourseError, Interrupted
 from rlhf_course.progress import console, error_console
 from rlhf_course.stages import settings
@@ -54,6 +55,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "dpo": (settings.DPOConfig, "dpo:dpo"),
     "evaluate": (settings.EvaluateConfig, "evaluate:evaluate"),
     "chat": (settings.ChatConfig, "chat:chat"),
+    "progress": (ProgressConfig, "rlhf_course.coursework.advance:progress"),
 }
 
 
@@ -65,7 +67,8 @@ def command_for(kind: type) -> Callable[[Any], Any]:
     if not place:
         return export_world
     module, function = place.split(":")
-    return getattr(import_module(f"rlhf_course.stages.{module}"), function)
+    module = module if "." in module else f"rlhf_course.stages.{module}"
+    return getattr(import_module(module), function)
 
 
 def parse(arguments: Sequence[str] | None = None):

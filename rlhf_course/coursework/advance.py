@@ -6,26 +6,16 @@ rlhf-course progress my/03_reward_model.ipynb
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.table import Table
 
 from rlhf_course.coursework import extract
 from rlhf_course.coursework.exercises import EXERCISES, Exercise
+from rlhf_course.coursework.settings import ProgressConfig
 from rlhf_course.coursework.trial import try_answer
 from rlhf_course.errors import DataError
 from rlhf_course.progress import console
-
-
-@dataclass
-class ProgressConfig:
-    """Show which exercises are done. It runs the functions in your notebooks, nothing else."""
-
-    notebooks: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("chapters"),)
-    """Notebooks, or folders of them."""
 
 
 def states(file: Path) -> dict[str, str]:
