@@ -85,7 +85,12 @@ def raised_at(outcome: Outcome) -> str:
     error = outcome.mismatch.__cause__ if outcome.mismatch else None
     if error is None:
         return ""
-    given = (str(bank.folder()), str(Path(__file__).parents[1]), "site-packages", "dist-packages")
+    given = (
+        str(bank.folder() / "exercises"),
+        str(Path(__file__).parents[1]),
+        "site-packages",
+        "dist-packages",
+    )
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not any(place in f.filename for place in given)]
     return f"line {own[-1].lineno}: {own[-1].line}" if own else ""
