@@ -231,8 +231,12 @@ def _is_done(stage: str, folder: Path, world: str, settings: Mapping[str, Any]) 
     if not (folder / "done.json").exists():
         return False
     wanted = identity(_config(stage, folder, world, settings))
-    there = read_json(folder / "config.json")
-    return all(there.get(k) == _plain(v) for k, v in wanted.items())
+    return _same(read_json(folder / "config.json"), wanted)
+
+
+def _same(there: dict, wanted: dict) -> bool:
+    """True where two identities agree; one may leave out what the other names (`presets.ADDED`)."""
+    return all(there.get(k) == _plain(wanted.get(k)) for k in there.keys() | wanted.keys())
 
 
 def _plain(value):
@@ -260,8 +264,7 @@ def _is_other(config) -> bool:
     path = Path(config.out) / "config.json"
     if not path.exists():
         return False
-    there = read_json(path)
-    return any(there.get(k) != _plain(v) for k, v in identity(config).items())
+    return not _same(read_json(path), identity(config))
 
 
 @contextmanager

@@ -20,7 +20,8 @@ def substituted(own: Sequence[Any]) -> Iterator[None]:
     trainer uses it however deep in the package the call stands. Afterwards all is as before.
     """
     # Whatever were imported only while this is open would keep the substitute for good.
-    import_module("rlhf_course.stages.demo")
+    for stage in ("demo", "dpo"):  # demo imports the other stages
+        import_module(f"rlhf_course.stages.{stage}")
     swaps = [(find(answer.__name__).reference(), answer) for answer in own]
     changed = []
     try:
