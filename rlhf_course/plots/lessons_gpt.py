@@ -136,8 +136,8 @@ def distributions(
     for ax, (title, shares) in zip(axes, drawn.items(), strict=False):
         dress(ax, title, "next token", "share, probability")
         ax.bar(at, shares, color=COLOURS["policy"], width=0.7, label="drawn")
-        ax.plot(at, returned[title], "o", color=COLOURS["gold"], markersize=5,
-                markeredgecolor=INK, markeredgewidth=0.5, label="returned log-prob, exp")  # fmt: skip
+        ax.plot(at, returned[title], "o", color=COLOURS["gold"], markersize=5, markeredgecolor=INK,
+                markeredgewidth=0.5, label="returned log-prob, exp")  # fmt: skip
         ax.set_xticks(at, tokens, rotation=60, ha="right")
         ax.grid(visible=False, axis="x")
         ax.tick_params(labelleft=True)
