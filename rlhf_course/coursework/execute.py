@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,7 +121,7 @@ def _problems_of(output: NotebookNode) -> Iterator[str]:
         place = PLACE.search(text) or re.search(re.escape(str(Path.home())) + r"\b", text)
         if place and len(place[0]) > 1:
             yield f"names a place on this machine in {kind}: {place[0]!r}"
-    if "image/png" in output.get("data", {}) and not alternative(output):
+    if not all(alternatives(output)):
         yield "a picture without alt text: use lab.show(figure, alt=…)"
 
 
@@ -132,10 +133,27 @@ def texts(output: NotebookNode) -> dict[str, str]:
     return {kind: str(text) for kind, text in data.items() if not kind.startswith("image/png")}
 
 
-def alternative(output: NotebookNode) -> str:
-    """The alt text of a picture, "" where it has none."""
-    entry = output.get("metadata", {}).get("image/png", {})
-    return entry.get("alt", "") if isinstance(entry, dict) else ""
+def alternatives(output: NotebookNode) -> list[str]:
+    """The alt text of each picture in the output, "" where it has none."""
+    data, found = output.get("data", {}), []
+    if "text/html" in data:
+        found = _alternatives_in(str(data["text/html"]))
+    elif "image/png" in data:
+        entry = output.get("metadata", {}).get("image/png", {})
+        found = [entry.get("alt", "") if isinstance(entry, dict) else ""]
+    return found
+
+
+def _alternatives_in(html: str) -> list[str]:
+    found = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list) -> None:
+            if tag == "img":
+                found.append(dict(attributes).get("alt") or "")
+
+    Reader().feed(html)
+    return found
 
 
 # --------------------------------------------------------------------------------- is it stale?
