@@ -242,10 +242,18 @@ def test_address_and_version_come_from_where_they_are_written_once(course, monke
     assert "/github/some/where/blob/v7.8.9/" in text
 
 
+def test_prose_may_link_to_a_file_of_the_repository(course):
+    course("A paragraph in between.", "See [it](repository:rlhf_course/ppo.py).")
+    text = "\n".join(c.source for c in built(course()).cells)
+    address = f"{project.repository()}/blob/v{rlhf_course.__version__}/rlhf_course/ppo.py"
+    assert f"See [it]({address})." in text
+
+
 def test_the_address_stands_in_no_other_source(course):
     address = project.repository()
     files = [*(ROOT / "rlhf_course").rglob("*.py"), *(ROOT / "manuscript").glob("*.py")]
-    assert not [f.name for f in files if address in f.read_text(encoding="utf-8")]
+    found = [f.name for f in files if address in f.read_text(encoding="utf-8")]
+    assert not found, "in prose write [text](repository:path/of/file)"
 
 
 def test_an_installed_package_has_the_address_in_its_metadata(tmp_path, monkeypatch):

@@ -29,6 +29,8 @@ if find_spec("rlhf_course") is None:
 from rlhf_course import check, lab
 """
 BADGE = f"[![Open in Colab]({project.COLAB}/assets/colab-badge.svg)]"
+FILE = "](repository:"
+"""In prose, `[text](repository:rlhf_course/ppo.py)` links to a file of the repository."""
 ALWAYS = ("math", "torch", "torch.nn.functional as F")
 """Imported beside what the solutions need: another right answer may need them."""
 METADATA = {
@@ -76,7 +78,7 @@ def _markdown(text: str, id: str = "", tags: tuple[str, ...] = ()) -> NotebookNo
     from nbformat.v4 import new_markdown_cell
 
     metadata = {"tags": list(tags)} if tags else {}
-    text = text.strip("\n")
+    text = text.strip("\n").replace(FILE, f"]({project.file('')}")
     return new_markdown_cell(text, id=id or _id("markdown", text), metadata=metadata)
 
 

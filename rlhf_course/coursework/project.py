@@ -54,6 +54,11 @@ def requirement() -> str:
     return f"{NAME} @ git+{repository()}@{tag()}"
 
 
+def file(path: str) -> str:
+    """The address of a file of the repository, as it is in this version."""
+    return f"{repository()}/blob/{tag()}/{path}"
+
+
 def colab(file: str) -> str:
     """The address that opens a file of the repository in Colab."""
     slug = repository().removeprefix("https://github.com/")
