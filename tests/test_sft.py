@@ -484,3 +484,17 @@ def test_no_dialogue_of_a_row_feels_another(kind):
     first, others = packed.segments == 0, packed.segments > 0
     assert torch.equal(before[first], after[first])
     assert (before[others] - after[others]).abs().max(dim=-1).values.min() > 1e-2
+
+
+def test_the_stage_takes_its_labels_from_mask_prompt(monkeypatch):
+    from rlhf_course.stages import sft as stage
+
+    examples = [([7, 8, 9], [IGNORE, 8, 9]), ([7, 8], [IGNORE, 8])]
+    tokens, labels = stage.padded(examples, context=64)
+    assert tokens[:, :3].tolist() == [[7, 8, 9], [7, 8, 0]]
+    assert labels[:, :3].tolist() == [[IGNORE, 8, 9], [IGNORE, 8, IGNORE]]
+    assert (labels[:, 3:] == IGNORE).all()
+    seen = []
+    monkeypatch.setattr(stage, "mask_prompt", lambda *given: seen.append(given) or given[0])
+    assert torch.equal(stage.padded(examples, context=64)[1], tokens)
+    assert [part.tolist() for part in seen[0][1:]] == [[1, 1], [3, 2]]
