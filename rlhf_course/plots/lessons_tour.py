@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -62,20 +62,16 @@ def scored_answers(
     return figure
 
 
-def word_shares(panels: Mapping[str, Mapping[str, float]], mark: Sequence[str] = ()) -> Figure:
-    """Probability of each word as the next one, one panel a question; marked: the true one.
-
-    panels: title -> word -> probability; mark: the word to mark in each panel, "" for none.
-    """
-    figure = Figure(figsize=(4.6 * len(panels), 2.8), layout="constrained")
+def word_shares(panels: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Probability of each word as the next one, one panel a model and kind of question."""
+    figure = Figure(figsize=(2.6 * len(panels) + 0.4, 2.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    marks = list(mark) or [""] * len(panels)
-    for ax, (title, words), true in zip(axes, panels.items(), marks, strict=True):
-        colours = [COLOURS["gold" if word == true else "policy"] for word in words]
-        ax.bar(list(words), list(words.values()), color=colours, width=0.7)
-        dress(ax, title, "next word", "probability")
-        ax.tick_params(axis="x", rotation=60, labelleft=True)
-        ax.set_ylim(0, 1)
+    for ax, (title, words) in zip(axes, panels.items(), strict=True):
+        bars = ax.bar(list(words), list(words.values()), color=COLOURS["policy"], width=0.7)
+        ax.bar_label(bars, [f"{share:.0%}" for share in words.values()], fontsize=TEXT, padding=2)
+        dress(ax, title, "first word of the answer", "probability")
+        ax.tick_params(labelleft=True)
+        ax.set_ylim(0, 1.1)
         ax.grid(visible=False, axis="x")
     return figure
 
