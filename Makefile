@@ -44,7 +44,7 @@ notebooks: $(DEV)  ## print chapters/ and solutions/ from manuscript/; what has 
 	@$(OFFLINE) $(RUN) -m rlhf_course.coursework.build $(ARGS)
 
 lab: $(LAB)  ## open JupyterLab at the chapters
-	$(RUN) -m jupyter lab --ServerApp.root_dir=. --ServerApp.preferred_dir=chapters $(ARGS)
+	$(RUN) -m jupyter lab --ServerApp.root_dir=. --FileContentsManager.preferred_dir=chapters $(ARGS)
 
 check: $(DEV)  ## ruff: lint and format
 	$(RUN) -m ruff check .

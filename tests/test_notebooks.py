@@ -96,6 +96,15 @@ def test_a_chapter_opens_with_its_title_the_ways_out_and_the_boot_cell(course):
     assert made.cells[-1].source == "Next: [Chapter 4: mdp](04_mdp.ipynb)"
 
 
+def test_the_boot_cell_tears_no_heading_from_its_text(course):
+    course("$.\n", "$.\n#\n# ## You will learn\n#\n# - this\n#\n# ## Where we are\n#\n# Here.\n")
+    made = built(course())
+    assert made.cells[0].source.endswith("$.\n\n## You will learn\n\n- this")
+    assert made.cells[1].id == "boot"
+    assert made.cells[2].source.startswith("# What the exercises")
+    assert made.cells[3].source == "## Where we are\n\nHere."
+
+
 def test_the_exercises_imports_come_first_and_let_both_editions_run(course):
     for edition in (notebook.CHAPTERS, notebook.SOLUTIONS):
         made = built(course(), edition)

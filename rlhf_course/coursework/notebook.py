@@ -29,6 +29,8 @@ if find_spec("rlhf_course") is None:
 from rlhf_course import check, lab
 """
 BADGE = f"[![Open in Colab]({project.COLAB}/assets/colab-badge.svg)]"
+HEADING = "\n## "
+"""The boot cell stands before the opening's last one."""
 FILE = "](repository:"
 """In prose, `[text](repository:rlhf_course/ppo.py)` links to a file of the repository."""
 ALWAYS = ("math", "torch", "torch.nn.functional as F")
@@ -44,10 +46,13 @@ def build(manuscript: Manuscript, edition: str) -> NotebookNode:
     import nbformat
 
     opening, *rest = manuscript.parts
-    cells = [_opening(manuscript, opening.source, edition), _boot()]
+    first, heading, second = opening.source.rpartition(HEADING)
+    cells = [_opening(manuscript, first or second, edition), _boot()]
     if manuscript.exercises:
         lines = source.imports([exercise.id for exercise in manuscript.exercises], ALWAYS)
         cells.append(_code(f"# What the exercises of this chapter are made of.\n{lines}"))
+    if heading:  # so that no heading is torn from what stands under it
+        cells.append(_markdown(heading + second))
     for part in rest:
         if isinstance(part, Directive):
             cells += _exercise(manuscript, part, edition)
