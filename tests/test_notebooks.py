@@ -450,6 +450,8 @@ def stream(name: str, text: str):
         (stream("stdout", f"in {Path.home()}/.cache"), "names a place on this machine"),
         (new_output("execute_result", {"text/html": "<b>'/tmp/" + "x1/y'</b>"}), "text/html"),
         (stream("stderr", "warning\n" * 11), "11 lines of stderr"),
+        (stream("stdout", "a line\n" * 41), "41 lines of stdout"),
+        (new_output("execute_result", {"text/plain": "<F at 0x7f00aa11>"}), "an object's address"),
         (picture(None), "without alt text"),
         (picture(""), "without alt text"),
         (new_output("display_data", {"text/html": "<p><img src='x'></p>"}), "without alt text"),
@@ -501,6 +503,14 @@ def test_a_cell_that_fails_stops_the_build(course, capsys):
     made = new_notebook(cells=[new_code_cell("x = 1"), new_code_cell("x / 0")])
     with pytest.raises(ConfigError, match=r"(?s)a cell failed.*x / 0.*ZeroDivisionError"):
         execute.execute(made)
+
+
+def test_a_cell_that_hangs_and_a_kernel_that_dies_are_told(monkeypatch):
+    monkeypatch.setattr(execute, "PATIENCE", 2)
+    for code, says in (("import time\ntime.sleep(60)", "timed out"), ("exit", "died")):
+        text = "import os\nos._exit(3)" if code == "exit" else code
+        with pytest.raises(ConfigError, match=f"(?s)a cell failed.*{says}"):
+            execute.execute(new_notebook(cells=[new_code_cell(text)]))
 
 
 def test_a_failed_notebook_is_told_and_the_next_one_is_built(course, capsys, monkeypatch):

@@ -81,6 +81,7 @@ def build_solution(root: Path, file: Path, config: BuildConfig) -> str:
         return "refreshed" if put(place, notebook.write(built)) else "unchanged"
     if not config.execute:
         return "out of date"
+    print(f"{notebook.SOLUTIONS}/{text.stem}: executing …", file=sys.stderr, flush=True)
     began = time.perf_counter()
     execute.execute(built, QUICK if config.quick else None)
     seconds = time.perf_counter() - began

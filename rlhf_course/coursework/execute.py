@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 LARGEST = 1_500_000  # bytes of a solution's file
-LONGEST_STDERR = 10  # lines
+LONGEST = {"stdout": 40, "stderr": 10}  # lines that one cell may print
+PATIENCE = 1200  # seconds that one cell may take
 OURS = "rlhf_course"
 """Under this name the builder keeps its notes in a notebook's metadata."""
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")  # <Figure object at 0x…>: another one in each run
 PLACE = re.compile(r"(?<![\w.}/:-])/(?:root|work|home|Users|tmp|private/var|mnt)/\w[^\s'\"<]*")
 WIDGETS = ("application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json")
 
@@ -32,7 +34,7 @@ def execute(notebook: NotebookNode, environment: dict[str, str] | None = None) -
     environment: variables to set besides. Raises ConfigError with the failing cell and traceback.
     """
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     variables = {**os.environ, **(environment or {})}
     variables.pop("MPLBACKEND", None)  # the kernel's own draws figures into the notebook
@@ -44,7 +46,7 @@ def execute(notebook: NotebookNode, environment: dict[str, str] | None = None) -
             notebook,
             kernel_name="python3",
             kernel_manager_class=_kernel_manager(),
-            timeout=None,
+            timeout=PATIENCE,
             record_timing=False,
             coalesce_streams=True,
             store_widget_state=False,
@@ -52,7 +54,7 @@ def execute(notebook: NotebookNode, environment: dict[str, str] | None = None) -
         )
         try:
             client.execute(env=variables)
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise ConfigError(f"a cell failed.\n{_plain(str(error))}") from error
 
 
@@ -100,7 +102,7 @@ def clean(notebook: NotebookNode) -> None:
 
 
 def problems(notebook: NotebookNode) -> list[str]:
-    """What forbids to commit these outputs: errors, places on this machine, walls of stderr,
+    """What forbids to commit these outputs: errors, places on this machine, walls of text,
     pictures that say nothing to who cannot see them."""
     found = []
     for number, cell in enumerate(notebook.cells, 1):
@@ -108,9 +110,10 @@ def problems(notebook: NotebookNode) -> list[str]:
         where = f"cell {number} ({cell.id})"
         for output in outputs:
             found += [f"{where}: {problem}" for problem in _problems_of(output)]
-        stderr = "".join(o.text for o in outputs if o.get("name") == "stderr")
-        if len(stderr.splitlines()) > LONGEST_STDERR:
-            found.append(f"{where}: {len(stderr.splitlines())} lines of stderr: {stderr[:200]!r} …")
+        for name, most in LONGEST.items():
+            text = "".join(o.text for o in outputs if o.get("name") == name)
+            if (count := len(text.splitlines())) > most:
+                found.append(f"{where}: {count} lines of {name}: {text[:200]!r} …")
     return found
 
 
@@ -121,6 +124,8 @@ def _problems_of(output: NotebookNode) -> Iterator[str]:
         place = PLACE.search(text) or re.search(re.escape(str(Path.home())) + r"\b", text)
         if place and len(place[0]) > 1:
             yield f"names a place on this machine in {kind}: {place[0]!r}"
+        if address := ADDRESS.search(text):
+            yield f"shows an object's address in {kind}, not its value: {address[0]!r}"
     if not all(alternatives(output)):
         yield "a picture without alt text: use lab.show(figure, alt=…)"
 
