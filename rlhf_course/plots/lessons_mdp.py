@@ -233,20 +233,30 @@ def compare_runs(runs: Mapping[str, Sequence[Rows]], panels=PANELS) -> Figure:
 
 
 def gradient_variance(variances: Mapping[str, Sequence[float]]) -> Figure:
-    """The trace of the covariance of each estimator's gradient: a dot a fold, bar and mean."""
-    figure = Figure(figsize=(8, 1.1 + 0.42 * len(variances)), layout="constrained")
+    """The trace of the covariance of each estimator's gradient: a dot a fold, a bar at the mean.
+
+    A faint line joins the dots of one fold, which are measured on the same answers.
+    """
+    names = list(variances)
+    figure = Figure(figsize=(8.6, 1.2 + 0.42 * len(names)), layout="constrained")
     ax = figure.subplots()
-    dress(ax, "Variance of the gradient of one minibatch", "trace of the covariance", "")
+    dress(
+        ax, "Variance of the gradient of one minibatch", "trace of the covariance (log scale)", ""
+    )
+    for fold in zip(*variances.values(), strict=True):
+        ax.plot(fold, range(len(names)), color=LIGHT, linewidth=1.2, zorder=1)
     for row, (name, folds) in enumerate(variances.items()):
         colour = REFERENCE if "no baseline" in name else BAD if "sequence" in name else POLICY
         mean = float(np.mean(folds))
-        ax.barh([row], [mean], color=colour, height=0.6, alpha=0.75)
-        ax.plot(folds, [row] * len(folds), "o", color=INK, markersize=3.5)
-        ax.annotate(f"{mean:.3g}", (max(folds), row), xytext=(7, 0), textcoords="offset points",
-                    va="center", fontsize=TEXT)  # fmt: skip
-    ax.set_yticks(range(len(variances)), list(variances))
+        ax.plot(folds, [row] * len(folds), "o", color=colour, markersize=6, alpha=0.8)
+        ax.plot([mean, mean], [row - 0.3, row + 0.3], color=INK, linewidth=2)
+        ax.annotate(f"mean {mean:.3g}", (max(folds), row), xytext=(8, 0), va="center",
+                    textcoords="offset points", fontsize=TEXT)  # fmt: skip
+    ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.15 * max(max(folds) for folds in variances.values()))
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, 1.8 * high)
     ax.grid(visible=False, axis="y")
     return figure
 
@@ -260,13 +270,14 @@ def lambda_tradeoff(
     """
     figure = Figure(figsize=(10, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2)
-    dress(left, "Variance falls with smaller λ", "λ", "trace of the covariance")
+    dress(left, "Variance falls with smaller λ", "λ", "trace of the covariance (log)")
     dress(right, "… and bias grows", "λ", "|bias|² / |gradient at λ = 1|²")
     for ax, folds, colour in ((left, variances, POLICY), (right, biases, BAD)):
         for lam, values in zip(lams, folds, strict=True):
             ax.plot([lam] * len(values), values, "o", color=colour, markersize=4, alpha=0.6)
         ax.plot(lams, [np.mean(v) for v in folds], color=colour, linewidth=1.8)
-        from_zero(ax)
+    left.set_yscale("log")
+    from_zero(right)
     right.set_ylim(min(0.0, min(map(min, biases))) * 1.1)
     right.axhline(0, color=INK, linewidth=0.8)
     return figure
@@ -279,7 +290,7 @@ BROKEN = (("reward", "Reward", "reward"), ("kl", "KL", "nats a sequence"),
 def unhealthy_runs(healthy: Rows, broken: Mapping[str, Rows], panels=BROKEN) -> Figure:
     """A column for each broken run, a row for each metric; grey is the healthy run."""
     figure = Figure(figsize=(11, 1.9 * len(panels) + 0.4), layout="constrained")
-    axes = figure.subplots(len(panels), len(broken), squeeze=False, sharex=True, sharey="row")
+    axes = figure.subplots(len(panels), len(broken), squeeze=False, sharex=True)
     for column, (name, rows) in enumerate(broken.items()):
         for row, (key, title, unit) in enumerate(panels):
             ax = axes[row, column]
