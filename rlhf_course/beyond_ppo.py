@@ -53,13 +53,13 @@ def grpo_advantages(rewards: Tensor, eps: float = 1e-9) -> Tensor:
     """(r - mean) / (std + eps) within the prompt (Shao et al. 2024, section 4.1.2), unbiased std.
 
     rewards (N, G): G answers to each of N prompts -> (N, G). A prompt whose answers are all equal
-    gives 0: it teaches nothing. One whose answers nearly are gets the same weight as any other,
-    which favours prompts that are very easy or very hard. The reward is the score alone: GRPO has
-    the KL in its loss. Raises ValueError where G < 2: one answer has no spread.
+    gives 0: it teaches nothing (in float32 rounding alone would leave it a spread of ten times eps:
+    float64 is wanted inside, the rewards' dtype outside). One whose answers nearly are equal gets
+    the same weight as any other, which favours prompts that are very easy or very hard. The reward
+    is the score alone: GRPO has the KL in its loss. ValueError where G < 2: no spread.
     """
     _require_group(rewards, 2)
     # BEGIN SOLUTION
-    # float32 would leave equal rewards a spread of 1e-8 by rounding, ten times eps.
     exact = rewards.double()
     centred = exact - exact.mean(dim=1, keepdim=True)  # (N, G)
     return (centred / (exact.std(dim=1, keepdim=True) + eps)).to(rewards.dtype)

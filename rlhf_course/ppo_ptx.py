@@ -40,8 +40,9 @@ def ptx_loss(
 
     nll (B, T): -log pi of each token of the pretraining rows, nats; mask (B, T) bool -> 0-dim.
     "token_mean" is the mean over tokens; "seq_sum" the mean over rows of a row's sum, InstructGPT's
-    Eq. 2 read literally. `denominator` counts tokens for the first and rows for the second, over
-    the whole optimizer step. Raises ValueError for another reduction.
+    Eq. 2 read literally, where a row without any token does not count. `denominator` counts tokens
+    for the first and rows for the second, over the whole optimizer step; None: those given here.
+    Raises ValueError for another reduction.
     """
     require_same_shape(mask, nll=nll)
     # BEGIN SOLUTION
