@@ -36,7 +36,9 @@ FIGURES = {
     "kl_estimators": lambda: mdp.kl_estimators([0.1, 0.2], {"k1": [0.3, 0.0], "k3": [0.1, 0.3]}),
     "credit": lambda: mdp.credit(["They", "EOS"], [0.5, 1.0], {"λ = 1": [1.0, -0.5]}, 1.5),
     "compare_runs": lambda: mdp.compare_runs({"a": [ppo_rows(), ppo_rows(slope=0.1)]}),
-    "gradient_variance": lambda: mdp.gradient_variance({"no baseline": [4.0, 5.0], "V": [1.0, 2.0]}),
+    "gradient_variance": lambda: mdp.gradient_variance(
+        {"no baseline": [4.0, 5.0], "V": [1.0, 2.0]}
+    ),
     "lambda_tradeoff": lambda: mdp.lambda_tradeoff([0.0, 1.0], [[1.0], [2.0]], [[0.5], [-0.1]]),
     "unhealthy_runs": lambda: mdp.unhealthy_runs(ppo_rows(), {"a": ppo_rows(), "b": ppo_rows()}),
 }
