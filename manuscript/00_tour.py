@@ -268,13 +268,11 @@ TRUE, IDK, FALSE = 1, 2, 4  # places in the list of candidates
 print(f"known:    true above false          {how_often('known', TRUE, FALSE):.0%}")
 print(f"known:    true above not knowing    {how_often('known', TRUE, IDK):.0%}")
 print(f"stranger: not knowing above false   {how_often('strangers', IDK, FALSE):.0%}")
-print(
-    f"stranger: true above false (chance: 50%)  {how_often('strangers', TRUE, FALSE):.0%}"
-)
+print(f"stranger: true above false          {how_often('strangers', TRUE, FALSE):.0%}")
 
 # %% [markdown]
-# Each number stands for 100 questions, so it is good to about ± 10 points; 50 % is chance. This is worth remembering:
-# **the reward does not have to know the truth for PPO to become more truthful.** It has to know where
+# Each number stands for 100 questions, so it is good to about ± 10 points; 50 % is chance. This is
+# worth remembering: **the reward does not have to know the truth for PPO to become more truthful.** It has to know where
 # guessing pays. Chapter 3 measures how good the reward model is, and how good it could be.
 #
 # ### How it was learned
