@@ -523,6 +523,11 @@ def test_a_failed_notebook_is_told_and_the_next_one_is_built(course, capsys, mon
     assert build.main() == 1
     assert "ZeroDivisionError" in capsys.readouterr().out
     assert not (root / "solutions").exists()
+    (root / "manuscript" / "02_sft.py").write_text("# %% [markdown]\n# no title\n")
+    assert build.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "chapters/02_sft: FAILED"
+    assert f"chapters/{STEM}: unchanged" in lines
     monkeypatch.setattr(sys, "argv", ["build", "4", "--root", str(root)])
     assert build.main() == 2
     assert "there are only" in capsys.readouterr().err

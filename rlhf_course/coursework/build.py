@@ -124,16 +124,18 @@ def peak_memory() -> str:
 def build(config: BuildConfig) -> bool:
     """Build what the configuration asks for; False when a notebook failed."""
     files = manuscripts(config.root, config.chapters)
-    for file in files:
-        changed = build_student(config.root, file)
-        print(f"{notebook.CHAPTERS}/{file.stem}: {'written' if changed else 'unchanged'}")
+    steps = [(notebook.CHAPTERS, file) for file in files]
+    steps += [(notebook.SOLUTIONS, file) for file in files]
     good = True
-    for file in files:
+    for edition, file in steps:
         try:
-            done = build_solution(config.root, file, config)
+            if edition == notebook.CHAPTERS:
+                done = "written" if build_student(config.root, file) else "unchanged"
+            else:
+                done = build_solution(config.root, file, config)
         except CourseError as error:
             good, done = False, f"FAILED\n{error}"
-        print(f"{notebook.SOLUTIONS}/{file.stem}: {done}", flush=True)
+        print(f"{edition}/{file.stem}: {done}", flush=True)
     return good
 
 
