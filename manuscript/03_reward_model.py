@@ -78,7 +78,7 @@ lab.show(figures.raters(worths, scores),
              "slope and height. Right: each orders most pairs as the worths do.")
 
 # %% [markdown]
-# *What to see: on the left, one and the same answer gets a 3 from one rater and a 9 from another. A
+# *What to see: on the left, the best answer gets a 4 from one rater and nearly a 9 from another. A
 # regression on the pooled scores learns above all who was rating. On the right, the order of pairs:
 # whoever is asked, nearly all are as the true worths say.*
 #
@@ -372,9 +372,9 @@ for one, other in (("EOS, K-wise", "EOS, pairwise"), ("mean, K-wise", "EOS, K-wi
 # What to conclude, and what would refute it:
 #
 # - **K-wise against pairwise.** At equal reading, K-wise sees two to three times as many pairs. If
-#   that helps, every difference in the first printed line is positive, of a point or more; a
-#   negative one refutes it for this setting. The gain is modest, since the pairs of one prompt share
-#   their answers. The *overfitting* that InstructGPT reports cannot show here: no run gets
+#   that helps, every difference in the first printed line is positive; a negative one refutes it
+#   for this setting. The gain is small, a point or two, since the pairs of one prompt share their
+#   answers. The *overfitting* that InstructGPT reports cannot show here: no run gets
 #   through its data even once.
 # - **EOS against mean.** If the differences in the second line have both signs, then nothing is
 #   shown but the seeds' scatter. So it was when this was written, and so it is at the end of
@@ -564,14 +564,14 @@ lab.show(
 # %% [markdown]
 # *What to see, panel by panel.*
 #
-# - **Reads the last column**: the loss falls almost as it should. This is the dangerous one; the
-#   next figure shows what is wrong with it.
+# - **Reads the last column**: the loss falls as it should, and the accuracy is as good as the healthy
+#   run's. This is the dangerous one; the next figure shows what is wrong with it.
 # - **Reads the prompt**: the loss is exactly $\log 2$, and stays there. All answers to a question
 #   have the same score. A flat line at 0.693 always means this.
 # - **Sign turned**: the *training* loss looks perfect, since it measures the turned task. Only the
 #   accuracy on held-out pairs, computed elsewhere, tells: far below one half.
-# - **Learning rate too high**: the loss jumps about and hangs near $\log 2$. What comes down late
-#   is learned from scratch: the pretrained backbone has been destroyed, and the accuracy with it.
+# - **Learning rate too high**: the loss jumps about and hangs near $\log 2$. The pretrained backbone
+#   has been destroyed, and at this rate little or nothing is built in its place.
 #
 # Now the same answer, followed by more and more pads, as it happens when it stands in a batch with
 # longer ones:

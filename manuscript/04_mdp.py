@@ -716,11 +716,12 @@ lab.show(figures.unhealthy_runs(token.metrics[:14], gallery),
 # ## 10. What public systems do differently
 #
 # - **Score on a pad.** [DeepSpeed-Chat](https://github.com/deepspeedai/DeepSpeedExamples) and
-#   Simple_RLHF put the score one action late when pad and EOS differ, [trlX](https://github.com/CarperAI/trlx)
-#   two; where pad equals EOS the index is right, but the EOS action is masked out of the loss. [TRL](https://github.com/huggingface/trl)'s
-#   newer PPO adds it at the first pad too, and widens the value mask by one, which dilutes it over one
-#   more step. [ColossalChat](https://github.com/hpcaitech/ColossalAI) (2026) adds it to *every*
-#   action of the row. [OpenRLHF](https://github.com/OpenRLHF/OpenRLHF), TRL 0.11 and
+#   Simple_RLHF put the score one action late when pad and EOS differ; when they are the same, the
+#   index is right but the EOS action is masked out of the loss. [trlX](https://github.com/CarperAI/trlx)
+#   is two late, or one. [TRL](https://github.com/huggingface/trl)'s newer PPO adds the score at the
+#   first pad too, and widens the value mask by one, which dilutes it over one more step.
+#   [ColossalChat](https://github.com/hpcaitech/ColossalAI) (2026) adds it to *every* action of the
+#   row. [OpenRLHF](https://github.com/OpenRLHF/OpenRLHF), TRL 0.11 and
 #   [verl](https://github.com/volcengine/verl) have it right.
 # - **The baseline peeks** in ColossalChat: it takes the values without the shift by one.
 # - **Temperature.** TRL 0.11, DeepSpeed-Chat, ColossalChat, Simple_RLHF and trlX do not divide the
