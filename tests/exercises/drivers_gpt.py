@@ -41,7 +41,7 @@ class Bending(nn.Module):
         self.weight = weight
 
     def forward(self, x):
-        return torch.tanh(x @ self.weight)
+        return 1.0 * torch.tanh(x @ self.weight)  # tanh's own result must not be written to
 
 
 class Saying(nn.Module):

@@ -313,6 +313,17 @@ MUTANTS = [
             ],
         ),
         (
+            "chosen after the loss",
+            "Your torch.where stands BEHIND the loss: the value is right, but the gradient of what "
+            "it leaves out is NaN times 0, which is NaN. Choose the pairs before the loss.",
+            [
+                (
+                    "-F.logsigmoid(torch.where(pairs, difference, 0.0))",
+                    "-F.logsigmoid(difference)",
+                )
+            ],
+        ),
+        (
             "empty prompts count",
             "You divide by all prompts, also by those without any pair.",
             [("pairs.flatten(1).any(dim=1).sum().clamp(min=1)", "len(scores)")],
