@@ -34,7 +34,8 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
                 "kl_coef": 0.2, "kl_gain": 1.0, "kl_target": 1.7, "kl_horizon": 1280.0,
                 "kl_floor": 0.02, "eos_penalty": 1.0, "eos_override": -5.0,
                 "ptx_coef": 0.1, "known_share": 0.3},
-        "dpo": {"batch": 64, "lr": 2e-4, "warmup": 10, "epochs": 1, "max_new_tokens": 12},
+        "dpo": {"batch": 64, "lr": 2e-4, "warmup": 10, "epochs": 1, "beta": 0.5,
+                "max_new_tokens": 12},
     },
     ("reviews", "small"): {
         "pretrain": {"steps": 2000, "batch": 24, "lr": 4e-3, "warmup": 50, "context": 64,
@@ -48,7 +49,8 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
                 "critic_warmup": 6, "critic_warmup_lr": 1e-3, "max_new_tokens": 40,
                 "kl_coef": 0.1, "kl_gain": 1.0, "kl_target": 3.5, "kl_horizon": 2560.0,
                 "kl_floor": 0.02, "eos_penalty": 2.0, "ptx_coef": 1.0},
-        "dpo": {"batch": 64, "lr": 2e-4, "warmup": 10, "epochs": 1, "max_new_tokens": 40},
+        "dpo": {"batch": 64, "lr": 2e-4, "warmup": 10, "epochs": 1, "beta": 0.5,
+                "max_new_tokens": 40},
     },
 }  # fmt: skip
 
@@ -91,7 +93,8 @@ DATA_DEFAULTS = {
             "max_new_tokens": 64, "kl_coef": 0.05, "kl_gain": 1.0,
             "kl_target": 4.0, "kl_horizon": 640.0, "kl_floor": 0.01, "eos_penalty": 1.0,
             "ptx_coef": 0.0},
-    "dpo": {"batch": 32, "lr": 1e-4, "warmup": 10, "epochs": 1, "max_new_tokens": 64},
+    "dpo": {"batch": 32, "lr": 1e-4, "warmup": 10, "epochs": 1, "beta": 0.1,
+            "max_new_tokens": 64},
 }  # fmt: skip
 
 

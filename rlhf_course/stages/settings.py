@@ -216,8 +216,8 @@ class DPOConfig(Optimization, Common):
     """Share of --data held out."""
     pairs: Literal["best_worst", "all"] = "best_worst"
     """Of K ranked answers: the best against the worst, or all K(K-1)/2 pairs."""
-    beta: float = 0.1
-    """Price of the distance to the reference: the larger, the nearer."""
+    beta: Number = None
+    """Price of the distance to the reference [by world; with --data 0.1]."""
     epochs: Count = None
     """Passes over the pairs, when --steps is not given [by world]."""
     micro_batch: Count = None
