@@ -518,8 +518,8 @@ for name in ("sequence, no baseline", "sequence, V(prompt)", "token, V, λ = 1")
 # - **Between the two MDPs**: at $\lambda=1$, token-level credit subtracts $V(s_t)$, which has read the
 #   answer so far; the sequence-level one subtracts what was known before the first word. Whether the
 #   former is quieter depends on how good the critic is in the middle of an answer. An imperfect
-#   $V(s_t)$ can even be noisier than $V(x)$, and then the first blue bar is no shorter than the
-#   orange one.
+#   $V(s_t)$ can even be noisier than $V(x)$; then the row λ = 1 does not lie to the left of the
+#   orange one, on some fold or on all.
 # - **$\lambda<1$ is where token-level credit pays**: the surprises of later tokens count less.
 #
 # ### What λ costs
