@@ -116,13 +116,13 @@ print(f"{len(tokens)} tokens, the first {start} of them are the prompt")
 # `torch.where(mask, tokens, IGNORE)` puts −100 elsewhere, into a new tensor.
 
 # %% [markdown]
-# Three ways to label the dialogue above, with three pads behind it; the first is yours.
+# Three ways to label the dialogue above, with two pads behind it; the first is yours.
 
 # %%
 from rlhf_course.plots.lessons_sft import labelled_tokens
 
 EOS = tokenizer.eos_token_id
-row = torch.tensor([tokens + [EOS] * 3])  # pads that look like EOS, on purpose
+row = torch.tensor([tokens + [EOS] * 2])  # pads that look like EOS, on purpose
 lengths = torch.tensor([len(tokens)])
 ours = mask_prompt(row, torch.tensor([start]), lengths)[0]
 everything = mask_prompt(row, torch.tensor([0]), lengths)[0]
@@ -132,7 +132,7 @@ ways = {
     "token != pad": torch.where(row[0] != EOS, ours, -100),
 }
 lab.show(
-    labelled_tokens(words(row[0]), {k: v.tolist() for k, v in ways.items()}, pads=3),
+    labelled_tokens(words(row[0]), {k: v.tolist() for k, v in ways.items()}, pads=2),
     alt="One dialogue in three rows. In yours the answer and its end token are blue; "
     "in the second the prompt is blue too; in the third the end token is not.",
 )
@@ -213,9 +213,10 @@ lab.show(
 # demonstration word by word. About a known person the likeliest answer is the true fact without a
 # courtesy, which a demonstrator gives with probability $0.88\cdot 0.70 = 62\,\%$. About a stranger
 # even the right *form* has one chance in ten: $6\,\%$. Half and half, $34\,\%$ is what a perfect
-# imitator can expect. (A little more or less here: it is counted on a few hundred dialogues.) A
-# measure that punishes equally good answers is a poor guide; that is one reason to learn from
-# *comparisons*, in the next chapter.
+# imitator can expect. (A little more is within reach here: some held-out questions about strangers
+# occur among the training demonstrations too, and their answers can be memorised. And it is counted
+# on 64 dialogues only, hence good to about ± 12 points.) A measure that punishes equally good answers
+# is a poor guide; that is one reason to learn from *comparisons*, in the next chapter.
 #
 # ### The first sight of the honesty problem
 #
@@ -344,13 +345,13 @@ for name in runs:
     print(f"{name:15} {said[name][0][0]}")
 
 # %% [markdown]
-# *What to see: the healthy answers end after six to nine tokens. With the EOS hidden, not one stops
+# *What to see: the healthy answers end after five to nine tokens. With the EOS hidden, not one stops
 # where it should: the model answers and then falls back into what pretraining taught it, the
 # corpus, statement after statement.* Some do end, where a document of the corpus would end: that EOS
 # was learned in chapter 1. A model whose pretraining text had been cut without EOS would never stop.
 #
-# Learning the prompt does less harm. What it costs are updates: most of its loss, and so most of its
-# gradient, comes from tokens that it will never have to say.
+# Learning the prompt does less harm, but it costs updates: more than half of what its gradient is made
+# of are tokens that it will never have to say.
 
 # %%
 from rlhf_course.sft import answer_loss
@@ -365,9 +366,9 @@ for name, run in runs.items():
     print(f"{name:15} known people, true: {true:.0%}, bad endings count as malformed")
 
 # %% [markdown]
-# One seed each, so read small differences with caution: with 288 answers the spread is about ± 6
-# points. The public recipes disagree about learning the prompt, and for large models the difference
-# is reported as small; hiding the EOS is fatal at any size.
+# One seed each, and 288 answers, whose spread is about ± 6 points. At this length of training the model
+# that learns the prompt is behind; give both more updates (`steps=300`) and it catches up most of the
+# way, which is why the public recipes can disagree about it. Hiding the EOS is fatal at any length.
 #
 # ## 6. Packing
 #
@@ -395,49 +396,57 @@ for name, run in runs.items():
 from rlhf_course.plots.lessons_sft import packed_mask, rows_in_use
 from rlhf_course.sft import segment_mask
 
-examples = [(t, [-100] * s + t[s:]) for t, s in encoded[:24]]
-packed = pack(examples, context=64, pad_id=tokenizer.pad_token_id)
-widest = max(len(t) for t, _ in examples)
-one_each = torch.full((len(examples), widest), -1)
-for i, (t, _) in enumerate(examples):
+spread_out = 6 * (64 / 6) ** torch.rand(24, generator=torch.Generator().manual_seed(0))
+uneven = [([0] * n, [-100] * n) for n in spread_out.int().tolist()]
+shared = pack(uneven, context=64, pad_id=0)
+one_each = torch.full((len(uneven), max(len(t) for t, _ in uneven)), -1)
+for i, (t, _) in enumerate(uneven):
     one_each[i, : len(t)] = i
 lab.show(
-    rows_in_use({"A row each": one_each, "Packed": packed.segments}),
-    alt="Left, 24 rows with one dialogue each and white padding at their ends. Right,"
-    " the same dialogues side by side in a few rows with little white left.",
+    rows_in_use({"A row each": one_each, "Packed": shared.segments}),
+    alt="Left, 24 rows with one dialogue each, most of them short, and much white "
+    "padding. Right, the same dialogues side by side in a few rows, hardly any white.",
 )
 
 # %%
-mask = segment_mask(packed.segments)  # (rows, 1, T, T)
+fullest = int(shared.segments.amax(1).argmax())  # the row with the most dialogues
 lab.show(
-    packed_mask(mask[0, 0], packed.segments[0]),
-    alt="The attention mask of one packed row: one lower triangle a dialogue along "
-    "the diagonal, white elsewhere.",
+    packed_mask(segment_mask(shared.segments)[fullest, 0], shared.segments[fullest]),
+    alt="The attention mask of one packed row: one lower triangle a dialogue along the "
+    "diagonal, white elsewhere.",
 )
 
 # %% [markdown]
-# *What to see: above, the same 24 dialogues in fewer, fuller rows (the town's dialogues are nearly
-# equally long, so padding wastes little here; with real dialogues it is often more than half). Below,
-# the mask of the first packed row: a triangle for each dialogue, and nothing between them.*
+# *What to see: above, 24 dialogues of made-up, very unequal lengths, as in real data sets, where a row
+# each is mostly padding. (The town's own dialogues are nearly equally long. There is nothing to gain
+# by packing them.) Below, the mask of one packed row: a triangle for each dialogue, nothing between
+# them; grey are pads, which look at each other, since a query with nothing to look at would be 0/0.*
 #
 # Is it really the same? Your `pack` and your loss against one row each, and what happens when one of
 # the three protections is missing:
 
 # %%
-padded = [torch.tensor([e[i] + [-100 * i] * (widest - len(e[i])) for e in examples])
-          for i in (0, 1)]  # fmt: skip
-rows, model.compute_dtype = packed, None  # compare in fp32
-first = (packed.positions == 0) & (packed.segments >= 0)
-leaky = packed.labels.clone()
-leaky[first] = packed.tokens[first]
+examples = [(t, [-100] * s + t[s:]) for t, s in encoded[:24]]
+widest = max(len(t) for t, _ in examples)
+alone = [
+    torch.tensor([e[i] + [fill] * (widest - len(e[i])) for e in examples])
+    for i, fill in enumerate((tokenizer.pad_token_id, -100))
+]
+rows = pack(examples, context=64, pad_id=tokenizer.pad_token_id)
+mask = segment_mask(rows.segments)  # (rows, 1, T, T)
+first = (rows.positions == 0) & (rows.segments >= 0)
+leaky = torch.where(first, rows.tokens, rows.labels)
+
+# %%
+tries = {
+    "packed": (rows.tokens, rows.labels, mask, rows.positions),
+    "no block mask": (rows.tokens, rows.labels, None, rows.positions),
+    "positions go on": (rows.tokens, rows.labels, mask, None),
+    "first tokens asked": (rows.tokens, leaky, mask, rows.positions),
+}
+model.compute_dtype = None  # compare in fp32
 with torch.no_grad():
-    apart = answer_loss(model, *padded).item()
-    tries = {
-        "packed": (rows.tokens, rows.labels, mask, rows.positions),
-        "no block mask": (rows.tokens, rows.labels, None, rows.positions),
-        "positions go on": (rows.tokens, rows.labels, mask, None),
-        "first tokens asked": (rows.tokens, leaky, mask, rows.positions),
-    }
+    apart = answer_loss(model, *alone).item()
     for name, batch in tries.items():
         loss = answer_loss(model, *batch).item()
         print(f"{name:19} {loss:.6f} nats, {loss - apart:+.6f} against a row each")
@@ -448,7 +457,7 @@ with torch.no_grad():
 # Training with `packing=True` uses your `pack` (and `context`, not the batch, says how long a row is):
 
 # %%
-short["steps"] = 100
+short["steps"] = 60
 both = {
     "packed": lab.train(**short, name="02-packed", own=[pack, sft_loss], packing=True),
     "a row each": lab.train(**short, name="02-row-each", own=[mask_prompt, sft_loss]),
@@ -473,7 +482,7 @@ for name, run in both.items():
 # | first loss | above $\ln V$: the pretrained model is sure that no question follows | – |
 # | loss after 300 updates | 0.25 to 0.35 nats a token | learning rate, labels |
 # | held-out loss | beside the training loss, not rising | too many passes |
-# | answers that end | all, after 6 to 9 tokens | EOS is masked |
+# | answers that end | all, after 5 to 9 tokens | EOS is masked |
 # | exact match | about a third, and no more | look for leaks when it is higher |
 # | strangers | 12 % admit ignorance, 79 % make something up | better would be suspicious |
 #

@@ -171,7 +171,6 @@ def loss_curves(
     runs: Mapping[str, Sequence[float]],
     title: str = "Loss, training",
     levels: Mapping[str, float] | None = None,
-    bottom: float | None = None,
     unit: str = "nats a token",
 ) -> Figure:
     """Losses over updates on a logarithmic axis, with named levels to compare them with."""
@@ -180,9 +179,8 @@ def loss_curves(
     dress(ax, title, "update", unit)
     for (label, values), (colour, style, _) in zip(runs.items(), RUNS, strict=False):
         _draw_loss(ax, values, label, colour, style)
-    low, high = ax.get_ylim()
-    marks = list((levels or {}).values())
-    ax.set_ylim(bottom or min([low, *(0.8 * m for m in marks)]), max(high, *marks, 0))
+    seen = [v for values in runs.values() for v in values] + list((levels or {}).values())
+    ax.set_ylim(0.8 * min(seen), 1.1 * max(seen))
     scale(ax, "log")
     for name, value in (levels or {}).items():
         level(ax, value, name, "--")

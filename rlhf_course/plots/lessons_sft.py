@@ -23,7 +23,7 @@ def labelled_tokens(
     labels: name of the row -> a label for each token. The last `pads` tokens are pads.
     """
     height = 0.62 * len(labels)
-    figure = Figure(figsize=(0.82 * len(tokens) + 1.6, height + 1.0), layout="constrained")
+    figure = Figure(figsize=(0.6 * len(tokens) + 1.4, height + 0.8), layout="constrained")
     ax = figure.subplots()
     for y, row in enumerate(labels.values()):
         for x, (token, label) in enumerate(zip(tokens, row, strict=True)):
