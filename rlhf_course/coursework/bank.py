@@ -17,4 +17,4 @@ def folder() -> Path:
     for place in (package / "coursework" / "bank", package.parent / "tests"):
         if (place / "exercises").is_dir():
             return place
-    raise ConfigError(f"{package}: the exercises' tests are missing. Install rlhf-course again.")
+    raise ConfigError(f"{package}: the exercises' tests are missing. Reinstall the package.")

@@ -14,54 +14,28 @@ are tiny and hardly trained: that shows that a notebook works, nothing else.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_course.coursework import recipes
+from rlhf_course.coursework import jobs, recipes
+from rlhf_course.coursework.jobs import home, size, workspace
 from rlhf_course.coursework.substitute import substituted
+from rlhf_course.coursework.workers import run_all
 from rlhf_course.errors import ConfigError
 
-STAGES = {
-    "pretrain": ("PretrainConfig", "pretrain:pretrain", ()),
-    "sft": ("SFTConfig", "sft:sft", ("pretrain",)),
-    "comparisons": ("ComparisonsConfig", "comparisons:comparisons", ("pretrain", "sft")),
-    "reward_model": ("RewardModelConfig", "reward_model:train_reward_model",
-                     ("pretrain", "sft", "comparisons")),
-    "ppo": ("PPOConfig", "ppo:ppo", ("pretrain", "sft", "comparisons", "reward_model")),
-    "dpo": ("DPOConfig", "dpo:dpo", ("pretrain", "sft", "comparisons")),
-}  # fmt: skip
-"""Stage -> its configuration, its function, and the stages that have to be there before it."""
+__all__ = [
+    "Trained", "answers", "ensure", "folder", "home", "load", "model", "show", "size", "train",
+    "train_many", "workspace", "world",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """`lab.quick`: True when RLHF_COURSE_QUICK is set, looked up at every use."""
     if name == "quick":
-        return os.environ.get("RLHF_COURSE_QUICK", "") not in ("", "0")
+        return jobs.quick()
     raise AttributeError(name)
-
-
-def _quick() -> bool:
-    return __getattr__("quick")
-
-
-def home() -> Path:
-    """The folder that holds everything the chapters train."""
-    return Path(os.environ.get("RLHF_COURSE_HOME") or Path.home() / ".cache" / "rlhf-course")
-
-
-def size() -> str:
-    """The models' size: "small", and "tiny" in quick mode."""
-    return "tiny" if _quick() else "small"
-
-
-def workspace(world: str = "town") -> Path:
-    """Where the runs on one world stand side by side."""
-    return home() / f"{world}-{size()}{'-quick' if _quick() else ''}"
 
 
 @dataclass
@@ -140,9 +114,9 @@ def folder(stage: str, world: str = "town") -> Path:
 
 def ensure(stage: str, world: str = "town") -> None:
     """Train a base stage and all before it that are missing."""
-    for name in (*_entry(stage)[2], stage):
+    for name in (*jobs.entry(stage)[2], stage):
         settings = recipes.BASE[world].get(name, {})
-        run(name, workspace(world) / name, world, settings)
+        jobs.run(name, workspace(world) / name, world, settings)
 
 
 def train(
@@ -156,13 +130,13 @@ def train(
     With `own` it always runs; without, a run of the same name and settings is taken as it is.
     Raises ConfigError for a setting or a name that does not exist.
     """
-    for before in _entry(stage)[2]:
+    for before in jobs.entry(stage)[2]:
         ensure(before, world)
     folder = workspace(world) / (name or f"own-{stage}")
     settings = {**recipes.BASE[world].get(stage, {}), **settings}
     try:
         with substituted(own):
-            run(stage, folder, world, settings, again=bool(own))
+            jobs.run(stage, folder, world, settings, again=bool(own))
     except NotImplementedError as error:
         if not own:
             raise
@@ -182,101 +156,18 @@ def train_many(
     are used. What was run before with the same settings is taken as it is.
     workers: processes at a time, default one a core.
     """
-    from rlhf_course.coursework.workers import run_all
-
-    jobs = []
+    asked_for = []
     for name, asked in runs.items():
         settings = dict(asked)
         stage, where = settings.pop("stage", "ppo"), settings.pop("world", world)
-        for before in _entry(stage)[2]:
+        for before in jobs.entry(stage)[2]:
             ensure(before, where)
         settings = {**recipes.BASE[where].get(stage, {}), **settings}
-        jobs.append((stage, workspace(where) / name, where, settings))
-    waiting = [job for job in jobs if not _is_done(*job)]
+        asked_for.append((stage, workspace(where) / name, where, settings))
+    waiting = [job for job in asked_for if not jobs.is_done(*job)]
     if waiting:
         run_all(waiting, workers)
-    return {name: Trained(job[1]) for name, job in zip(runs, jobs, strict=True)}
-
-
-def _entry(stage: str) -> tuple[str, str, tuple[str, ...]]:
-    if stage not in STAGES:
-        raise ConfigError(f"stage {stage!r}: there are {', '.join(STAGES)}.")
-    return STAGES[stage]
-
-
-def _config(stage: str, folder: Path, world: str, settings: Mapping[str, Any]):
-    """The stage's configuration, resolved; in quick mode nothing is larger than `recipes.QUICK`."""
-    from rlhf_course.stages import settings as kinds
-    from rlhf_course.stages.presets import resolve
-
-    kind = getattr(kinds, _entry(stage)[0])
-    known = {field.name for field in fields(kind)}
-    if unknown := sorted(set(settings) - known):
-        raise ConfigError(f"{stage} has no setting {unknown[0]!r}. It has: {', '.join(known)}.")
-    shared = {"world": world, "size": size(), "out": folder, "world_seed": recipes.SEED}
-    config = resolve(kind(**{**shared, "seed": recipes.SEED, **settings}), stage)
-    if _quick():
-        for key, most in recipes.QUICK.items():
-            value = getattr(config, key, None)
-            if value is not None and value > most:
-                setattr(config, key, most)
-    return config
-
-
-def _is_done(stage: str, folder: Path, world: str, settings: Mapping[str, Any]) -> bool:
-    """True where this very run is finished."""
-    from rlhf_course.files import read_json
-    from rlhf_course.stages.presets import identity
-
-    if not (folder / "done.json").exists():
-        return False
-    wanted = identity(_config(stage, folder, world, settings))
-    return _same(read_json(folder / "config.json"), wanted)
-
-
-def _same(there: dict, wanted: dict) -> bool:
-    """True where two identities agree; one may leave out what the other names (`presets.ADDED`)."""
-    return all(there.get(k) == _plain(wanted.get(k)) for k in there.keys() | wanted.keys())
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
-
-
-def run(
-    stage: str, folder: Path, world: str, settings: Mapping[str, Any], again: bool = False
-) -> None:
-    """Run a stage unless this very run is finished; another run in its folder is replaced."""
-    if not again and _is_done(stage, folder, world, settings):
-        return
-    config = _config(stage, folder, world, settings)
-    config.overwrite = again or _is_other(config)
-    module, function = _entry(stage)[1].split(":")
-    with _silence():
-        getattr(import_module(f"rlhf_course.stages.{module}"), function)(config)
-
-
-def _is_other(config) -> bool:
-    """True where the folder holds a run with other settings."""
-    from rlhf_course.files import read_json
-    from rlhf_course.stages.presets import identity
-
-    path = Path(config.out) / "config.json"
-    if not path.exists():
-        return False
-    return not _same(read_json(path), identity(config))
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """The progress bar is enough in a notebook."""
-    from rlhf_course.progress import console
-
-    before, console.quiet = console.quiet, console.is_jupyter
-    try:
-        yield
-    finally:
-        console.quiet = before
+    return {name: Trained(job[1]) for name, job in zip(runs, asked_for, strict=True)}
 
 
 # ------------------------------------------------------------------------------ answers and figures

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from rlhf_course.coursework.check import Checked
-    from rlhf_course.coursework.trial import Outcome
+from rlhf_course.coursework.checked import Checked, raised_at
+from rlhf_course.coursework.trial import Outcome
 
 GOOD, BAD, LATER = "✓", "✗", "·"
 LONGEST = 400  # characters of one shown value
@@ -75,8 +74,6 @@ def headline(result: Checked) -> str:
 
 def details(result: Checked) -> list[tuple[str, str]]:
     """(label, text) of the first failure, the known mistake last."""
-    from rlhf_course.coursework.check import raised_at
-
     first = result.first
     if first is None:
         return []

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rlhf_course
-from rlhf_course.errors import TrainingError
+from rlhf_course.coursework import jobs
+from rlhf_course.errors import CourseError, TrainingError
 from rlhf_course.progress import Bar
 
 Job = tuple[str, Path, str, dict]
-"""Stage, run folder, world, settings; see `lab`."""
+"""Stage, run folder, world, settings; see `jobs`."""
 WORTH = 1000  # steps of the common bar that one run stands for
 DONE = "done"  # what a worker says behind each run
 
@@ -140,8 +141,6 @@ class PipeBar(Bar):
 def main() -> None:
     """Do the runs whose descriptions come on the standard input, a line each."""
     from rlhf_course import runs
-    from rlhf_course.coursework import lab
-    from rlhf_course.errors import CourseError
     from rlhf_course.progress import console
 
     runs.Bar, console.quiet = PipeBar, True
@@ -149,7 +148,7 @@ def main() -> None:
     for line in sys.stdin:
         stage, folder, world, settings = json.loads(line)
         try:
-            lab.run(stage, Path(folder), world, settings)
+            jobs.run(stage, Path(folder), world, settings)
         except CourseError as error:
             sys.exit(str(error))
         print(DONE, file=PipeBar.pipe, flush=True)
