@@ -11,12 +11,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 from rlhf_course.coursework import lab
-from rlhf_course.world import Prompt
+from rlhf_course.world import Prompt, World
 from rlhf_course.world.reviews import ask
 from rlhf_course.world.town import QUESTIONS, question
 
 GOLD = f"{__name__}:reviews_gold"
-MARKS = f"{__name__}:town_marks"
+MARKS = {world: f"{__name__}:{world}_marks" for world in ("reviews", "town")}
 
 
 def reviews_gold(prompts: list[str], responses: list[str], rows: list[dict]) -> list[float]:
@@ -27,15 +27,23 @@ def reviews_gold(prompts: list[str], responses: list[str], rows: list[dict]) -> 
     return [world.utility(ask(tuple(p.split())), r, True) for p, r in said]
 
 
+def reviews_marks(prompts: list[str], responses: list[str], rows: list[dict]) -> list[float]:
+    """Negative feedback alone: −1 for a review with a flaw, 0 for any other, vague or apt."""
+    world = lab.world("reviews")
+    said = zip(prompts, responses, strict=True)
+    return [-float(is_bad(world, ask(tuple(p.split())), r)) for p, r in said]
+
+
 def town_marks(prompts: list[str], responses: list[str], rows: list[dict]) -> list[float]:
     """Negative feedback alone: −1 for an answer that is false or malformed, 0 for any other."""
-    return [-1.0 if is_bad(p, r) else 0.0 for p, r in zip(prompts, responses, strict=True)]
+    world, asked = lab.world("town"), _questions()
+    said = zip(prompts, responses, strict=True)
+    return [-float(is_bad(world, asked[p], r)) for p, r in said]
 
 
-def is_bad(prompt: str, response: str, finished: bool = True) -> bool:
-    """Whether the town's labeler marks this answer down: it is false, or no answer at all."""
-    asked = _questions()[prompt]
-    return lab.world("town").verdict(asked, response, finished) in ("false", "bad")
+def is_bad(world: World, prompt: Prompt, response: str, finished: bool = True) -> bool:
+    """Whether an answer is marked down: false, flawed or malformed."""
+    return world.verdict(prompt, response, finished) in ("false", "bad", "flawed", "malformed")
 
 
 @lru_cache(maxsize=1)
