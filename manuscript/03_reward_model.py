@@ -233,7 +233,7 @@ lab.show(figures.kwise_pairs(ranked.responses),
 # hint: With `scores[:, :, None] - scores[:, None, :]` all differences of a prompt are one (K, K)
 #   table. Which of its entries are pairs? Build the bool table from `ranks` in the same way.
 # hint: First the mean over each prompt's pairs, then the mean over prompts that have a pair.
-#   `mdp.masked_mean` (sum and count over a mask, along a dimension) does the first.
+#   `masked_mean(x, mask, dim)`, imported above, does the first.
 # hint: Put 0 in the place of differences that are no pairs *before* the logarithm. A masked place
 #   may hold NaN or infinity, and NaN times 0 is NaN, in the gradient too.
 
@@ -277,8 +277,8 @@ print("the last column instead:", tokenizer.decode(padded[0, [-1]]), "(which is 
 
 # %% exercise reward_model.mean_reward
 # hint: The line above the blank has made a mask of the response's tokens.
-# hint: `mdp.masked_mean(x, mask, dim=1)` sums where the mask is True and divides by the count. A
-#   plain product with the mask would let a NaN on a pad through.
+# hint: `masked_mean(x, mask, dim=1)`, imported above, sums where the mask is True and divides by the
+#   count. A plain product with the mask would let a NaN on a pad through.
 
 # %% [markdown]
 # ## 5. Zero and unit of the reward

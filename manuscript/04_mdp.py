@@ -314,7 +314,7 @@ lab.show(figures.gae_weights((0.0, 0.5, 0.8, 0.95, 1.0), steps=8),
 # also what the critic-free methods of chapter 8 have in common.
 
 # %% exercise mdp.sequence_advantages
-# hint: `masked_sum` and `masked_mean` of this module reduce the KL over the tokens of each row.
+# hint: `masked_sum` and `masked_mean`, imported above, reduce the KL over the tokens of each row.
 # hint: One return a row, (B,); the advantage is broadcast over the row's actions and 0 elsewhere.
 
 # %% [markdown]
