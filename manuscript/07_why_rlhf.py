@@ -118,8 +118,9 @@ lab.show(
 )
 
 # %% [markdown]
-# *What to see: with 20 trials Wilson's interval stays near the promised 95 %, Wald's breaks down
-# towards both ends, and good policies have win rates near an end.*
+# *What to see: with 20 trials Wilson's interval keeps near the promised 95 % but for the very ends (only
+# so many outcomes are possible, hence the saw teeth). Wald's breaks down long before, and good policies
+# have win rates near an end.*
 
 # %% exercise evaluation.win_rate
 # hint: Three counts are enough: how often `a > b`, `a == b` and `a < b`.
@@ -184,7 +185,7 @@ from rlhf_course.stages.reward_model import encode_ranked, score_table
 
 
 @torch.no_grad()
-def predictions(world, model, tokenizer):
+def predictions(world, model, tokenizer, gain=1.0):
     """(said, happened): each held-out pair's σ(r_A − r_B); 1 where A was preferred."""
     held = read_comparisons_run(lab.folder("comparisons", world) / "heldout.jsonl")
     ranked = []
@@ -198,7 +199,7 @@ def predictions(world, model, tokenizer):
         )  # (P, K), best first
         i, j = torch.triu_indices(scores.shape[1], scores.shape[1], 1)
         said.append((scores[:, i] - scores[:, j])[mask[:, i] & mask[:, j]])
-    margin = torch.cat(said)
+    margin = torch.cat(said) / gain
     turned = torch.arange(len(margin)) % 2 == 0  # ask half of them the other way round
     return torch.where(turned, -margin, margin).sigmoid(), (~turned).long()
 
@@ -207,6 +208,9 @@ def predictions(world, model, tokenizer):
 pairs = {
     "town": predictions("town", town_reward, town_tokenizer),
     "reviews": predictions("reviews", reward_model, tokenizer),
+    "reviews, gain undone": predictions(
+        "reviews", reward_model, tokenizer, reward_model.gain.item()
+    ),
 }
 curves = {name: reliability_curve(*both) for name, both in pairs.items()}
 notes = [f"ECE {expected_calibration_error(*both):.3f}" for both in pairs.values()]
@@ -217,10 +221,14 @@ lab.show(
 )
 
 # %% [markdown]
-# *What to see: points on the dashed line say what happens. The bars are Wilson's intervals. Both
-# models were trained for few epochs on fresh pairs and are calibrated well, on pairs like those
-# they were trained on. **What it does not show**: anything about the answers that PPO will find.
-# Calibration is a property of a model and a distribution, and PPO changes the distribution.*
+# *What to see: points on the dashed line say what happens. The bars are Wilson's intervals. The town's model
+# and, on the right, the reviews' as it was trained are calibrated well. In the middle is the reviews'
+# model as PPO gets it: after training its rewards were divided by their standard deviation (chapter 3's
+# gain). The order is the same, and so is the accuracy; but the model now sounds less sure than it has
+# reason to, and its points are steeper than the line.*
+#
+# ***What none of them shows**: anything about the answers that PPO will find. Calibration is a property of
+# a model and a distribution, and PPO changes the distribution.*
 #
 # *What would refute "calibrated": bins whose interval misses the line, beyond the one in twenty
 # that chance allows.*
@@ -363,13 +371,13 @@ lab.show(
 )
 
 # %% [markdown]
-# *What to see: both rewards leave the origin along the dotted lines that were computed from single
-# answers, then bend. Gold lies below proxy (the units differ, the shapes matter): in the town it
-# flattens, and may turn at the largest $n$, where the proxy still climbs. Bands are two standard
-# errors over prompts.*
+# *What to see: both rewards start along the dotted lines that were computed from single answers, then
+# bend below them: the prediction is for the first small step. Gold lies below proxy (the units differ, the
+# shapes matter). In the town it stops growing near $n = 16$ and may turn, where the proxy still climbs;
+# look whether the bands (two standard errors over prompts) allow you to say so.*
 #
-# *What would refute the prediction: a curve that leaves its dotted line at once, by more than the
-# band.*
+# *What would refute the prediction: a curve that starts above its dotted line, or leaves it by much
+# already at $n = 2$.*
 #
 # ## Over-optimisation: a policy that is *trained* on the proxy
 #
@@ -420,9 +428,10 @@ lab.show(
 )
 
 # %% [markdown]
-# *What to see: on the left every line rises, and the runs without a penalty rise higher and go
-# further. On the right they turn: gold climbs at first just as with a penalty, then falls, at last
-# below its peak, while the proxy still reports progress. With the KL held the policy stays where the two
+# *What to see: on the left every line rises, and the runs without a penalty go further. (No policy can
+# start above the dotted line, since $\pi_\lambda$ is the best one at its KL. PPO starts well below: its
+# first nats are spent on noise.) On the right the runs without a penalty turn: gold climbs at first, then
+# falls, while the proxy still reports progress. With the KL held the policy stays where the two
 # agree. And the control climbs without a penalty and does not turn: the culprit is neither PPO nor the
 # distance, but a proxy that was asked about answers it had never seen.*
 #
@@ -559,12 +568,12 @@ lab.show(
 
 # %% [markdown]
 # *What to see. Left: to SFT each of the other three forms costs about two nats more than the pet form,
-# as if a tenth as good; imitation does copy one. Middle: the reward model gives them about the same,
-# to a tenth of what a good sentence earns, and not less than the pet form. So a reward **does** accept
+# as if a tenth as good; imitation does copy one. Middle: the reward model gives none of them less than the
+# pet form, and differs little beside the half unit that a good sentence earns. So a reward **does** accept
 # any of them. (Bars: one standard deviation over prompts.)*
 #
-# *Right is the surprise. These are SFT's own reviews, and those that begin with a rare form are worth
-# less. The labeler does not mind the form; but the model has practised it less and makes more
+# *Right is the surprise. These are SFT's own reviews, and those that begin with two of the rare forms are
+# worth less. The labeler does not mind the form; but the model has practised it less and makes more
 # mistakes in it ("Such a …" asks for the adjective before the thing). Equally good **in principle**
 # is not equally good **in the hands of this policy**, and the policy's own answers are all that RL
 # sees.*
@@ -603,6 +612,15 @@ def style(policy, seed=0):
 points = {"SFT": [style(sft, seed) | {"kl": 0.0} for seed in seeds]}
 for label, made in runs.items():
     points[label] = [style(r.model()[0]) | {"kl": r.curve("kl")[-1]} for r in made]
+for label, policy in {
+    "SFT": sft,
+    **{k: r[0].model()[0] for k, r in runs.items()},
+}.items():
+    said = reviews.phrasings(text for text, _ in lab.answers(policy, tokenizer, held))
+    shares = "  ".join(f"{n / max(said.total(), 1):4.0%}" for n in said.values())
+    print(f"{label:22} {shares}")
+
+# %%
 texts = [d.response for d in reviews.demonstrations()]
 bits = entropy(reviews.phrasings(texts).elements())
 lab.show(
@@ -612,18 +630,20 @@ lab.show(
 )
 
 # %% [markdown]
-# *What to see: every point below the demonstrations' line has lost phrasings that were as good. Under
-# a loose KL, or none, the entropy of PPO's phrasing lies well **below** SFT's, in every seed, and a
-# reward without error narrows it too. With the KL held at 1 it stays near SFT's, at some cost in
-# gold. No setting here raises it clearly above the demonstrations'.*
+# *What to see: every point below SFT's has lost phrasings that were as good. Under a loose KL, or none, the
+# entropy of PPO's phrasing lies well **below** SFT's, in every seed, and a reward without any error narrows
+# it too. With the KL held at 1 most of it stays, at some cost in gold; an entropy bonus keeps it at a
+# larger one, since it pays for the spread of mistakes as well.*
+#
+# *And the run of twice the length (one seed) comes back up? The printed shares tell why: not to SFT's
+# proportions, but to a second form that this reward model happens to prefer a little (the middle panel
+# above) once the policy has learned to do it well. Another reward model would prefer another.*
 #
 # **The claim "RL keeps more diversity than SFT" is refuted here.** What stands: a reward *accepts* the
 # other forms, the optimum under a KL *keeps* the reference's proportions, and how much of them
-# survives depends on the price of the KL and the length of the training. What would refute *us*:
+# survives depends on the price of the KL, on the length of the training, and on accidents of the reward
+# model. What would refute *us*:
 # points of "KL held at 1" as low as those of the loose runs, or loose ones as high as SFT's.
-#
-# Try it yourself: `entropy_coef=0.05` pays for spread as such (also for that of mistakes), and
-# `iterations=60` shows that time alone costs phrasings.
 #
 # ## Negative feedback: "not like this"
 #

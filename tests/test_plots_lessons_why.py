@@ -148,6 +148,7 @@ def test_baselines_and_difficulty_draw_what_they_are_given():
     figure = beyond.difficulty({"RLOO": ([0.2, 0.5], [0.3, 0.5]), "GRPO": ([0.2, 0.5], [0.8, 1])})
     assert labelled(figure)
     assert np.allclose(drawn(figure.axes[0])[1], [[0.2, 0.5], [0.8, 1.0]])
+    assert np.allclose(drawn(figure.axes[0])[0], [[0.2, 0.5], [0.6, 1.0]])  # of its own peak
 
 
 def test_the_race_ends_at_the_runs_seconds_and_skips_rows_without_gold():

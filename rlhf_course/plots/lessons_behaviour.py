@@ -60,7 +60,7 @@ def acceptance(
         spread = [v.std() if len(v) else np.nan for v in values]
         if of_mean:
             spread = [1.96 * s / max(len(v), 1) ** 0.5 for s, v in zip(spread, values, strict=True)]
-        labels = [name.format(n="…", a="…") for name in table]
+        labels = [name.format(n="…", a="…").replace("….", "…") for name in table]
         ax.errorbar(mean, range(len(mean)), xerr=spread, fmt="o", color=colour, capsize=3)
         ax.set_yticks(range(len(mean)), labels if ax.get_subplotspec().is_first_col() else [])
         ax.axvline(0, color=INK, linewidth=0.8)

@@ -86,17 +86,18 @@ def baselines(sizes: Sequence[int], variances: Mapping[str, Sequence[float]]) ->
 
 
 def difficulty(weights: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """How much prompts of each difficulty weigh: mean |advantage| against the share of successes.
+    """How much prompts weigh by their difficulty: mean |advantage| as a share of its largest.
 
     weights: method -> (shares of right answers, mean absolute advantage).
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     ax = figure.subplots()
     dress(ax, "Which prompts does the gradient listen to?",
-          "chance that an answer to the prompt is right", "mean |advantage|")  # fmt: skip
+          "chance that an answer to the prompt is right", "mean |advantage| / peak")  # fmt: skip
     for name, (share, size) in weights.items():
         colour, style, _ = METHODS[name]
-        ax.plot(share, size, color=colour, linestyle=style, linewidth=1.8, label=name)
+        size = np.asarray(size, dtype=float)
+        ax.plot(share, size / size.max(), color=colour, linestyle=style, linewidth=1.8, label=name)
     ax.xaxis.set_major_formatter(percent)
     ax.set_ylim(bottom=0)
     legend(ax, loc="lower center")

@@ -61,7 +61,7 @@ def _log_binomial(n: int, k: int) -> float:
 
 def reliability(curves: Mapping[str, Sequence[ReliabilityBin]], notes: Sequence[str]) -> Figure:
     """Predicted against observed shares, one panel a model, Wilson intervals, counts below."""
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    figure = Figure(figsize=(max(8, 3.4 * len(curves)), 4.4), layout="constrained")
     panels = figure.subplots(2, max(len(curves), 1), squeeze=False, height_ratios=(4, 1))
     for (above, below), (name, curve), note in zip(panels.T, curves.items(), notes, strict=True):
         dress(above, name, "", "share in which A was preferred")
@@ -147,19 +147,8 @@ def paths(
             ax.set_xlim(low, high)
         room = 0.08 * max(highest - lowest, 1e-6)
         ax.set_ylim(lowest - room, highest + room)
-        ax.set_xscale("function", functions=(_squeeze, _stretch))
-        ax.set_xticks([0, 1, 2, 3, 5, 10, 20])
         legend(ax)
     return figure
-
-
-def _squeeze(x: np.ndarray) -> np.ndarray:
-    """√x, the sign kept: room for the beginning of a long path."""
-    return np.sign(x) * np.sqrt(np.abs(x))
-
-
-def _stretch(x: np.ndarray) -> np.ndarray:
-    return np.sign(x) * x**2
 
 
 def _path(ax: Axes, rows: Rows, key: str, look: tuple, label: str | None) -> np.ndarray:
@@ -194,7 +183,9 @@ def worths(groups: Mapping[str, Sequence[Sequence[float]]], best: float | None =
             ax.step(ordered, share, where="pre", color=look[0], linestyle=look[1], linewidth=1.5,
                     label=name if i == 0 else None)  # fmt: skip
     if best is not None:
-        ax.axvline(best, color=INK, linewidth=1, linestyle=":", label=f"best possible: {best:.2f}")
+        ax.axvline(
+            best, color=INK, linewidth=1, linestyle=":", label=f"best possible, mean {best:.2f}"
+        )
     ax.yaxis.set_major_formatter(percent)
     ax.set_ylim(0, 1)
     legend(ax, loc="lower left")
