@@ -65,18 +65,19 @@ def recognise(exercise: Exercise, outcomes: list[Outcome], seed: int = 0) -> Mut
     Best is one that fails in exactly the same way, with the same wrong values. Else the answer may
     have a second mistake: then the first failure and at least half of the mutant's must be alike.
     """
-    best, most = None, 0.0
     first = next((i for i, outcome in enumerate(outcomes) if not outcome.passed), None)
+    if first is None:
+        return None
+    best, most = None, 0.0
     for mutant in mutants_of(exercise):
-        theirs = try_answer(exercise, mutant.answer(), seed)
+        answer = mutant.answer()
+        # Alike in the first failure, or not at all: most mutants need no more than this one test.
+        (seen,) = try_answer(exercise, answer, seed, only=first)
+        if seen.passed or not _same_failure(outcomes[first], seen):
+            continue
+        theirs = try_answer(exercise, answer, seed)
         if alike(outcomes, theirs):
             return mutant
-        if (
-            first is None
-            or theirs[first].passed
-            or not _same_failure(outcomes[first], theirs[first])
-        ):
-            continue
         failed = [i for i, outcome in enumerate(theirs) if not outcome.passed]
         share = sum(_same_failure(outcomes[i], theirs[i]) for i in failed) / len(failed)
         if share >= 0.5 and share > most:

@@ -43,10 +43,18 @@ def faults(exercise: Exercise, seeds: int = 1) -> list[str]:
         outcomes = try_answer(exercise, mutant.answer())
         if all(outcome.passed for outcome in outcomes):
             found.append(f"mutant {mutant.name!r} survives")
+        if any(unknown(outcome) for outcome in outcomes):
+            found.append(f"mutant {mutant.name!r} uses a name that its imports do not bring")
         twins = [name for name, theirs in seen.items() if alike(theirs, outcomes)]
         found += [f"mutant {mutant.name!r} cannot be told from {twin!r}" for twin in twins]
         seen[mutant.name] = outcomes
     return found
+
+
+def unknown(outcome: Outcome) -> bool:
+    """True where a mutant died of a missing name, and not of its mistake."""
+    got = outcome.mismatch.got if outcome.mismatch else None
+    return isinstance(got, str) and got.startswith(("NameError", "ImportError"))
 
 
 def report(exercise: Exercise, seeds: int) -> bool:

@@ -99,11 +99,13 @@ def run(test: Callable, subject: Subject, seed: int = 0) -> Outcome:
     return Outcome(title(test), test.property, mismatch, missing, time.perf_counter() - began)
 
 
-def try_answer(exercise: Exercise, answer: Any, seed: int = 0) -> list[Outcome]:
-    """All properties of an answer: a function, or a class with the method."""
-    subject = Subject(exercise, answer)
+def try_answer(
+    exercise: Exercise, answer: Any, seed: int = 0, only: int | None = None
+) -> list[Outcome]:
+    """All properties of an answer, a function or a class with the method; or the one at `only`."""
+    subject, tests = Subject(exercise, answer), properties(exercise)
     state = torch.random.get_rng_state()  # the student's own random numbers stay as they were
     try:
-        return [run(test, subject, seed) for test in properties(exercise)]
+        return [run(test, subject, seed) for test in (tests if only is None else [tests[only]])]
     finally:
         torch.random.set_rng_state(state)
