@@ -56,13 +56,10 @@ def ideal(prompt):
     return " ".join([*said, "Thank you."])
 
 
-prompt = reviews.demonstrations()[0].prompt
-for text in (
-    reviews.demonstrations()[0].response,
-    ideal(prompt),
-    "Thank you. Thank you.",
-):
-    print(f"{prompt.text}:  worth {reviews.utility(prompt, text, True):5.2f}  {text}")
+shown = next(d for d in reviews.demonstrations() if len(d.prompt.key) == 4)
+print(shown.prompt.text)
+for text in (shown.response, ideal(shown.prompt), "Thank you. Thank you."):
+    print(f"   worth {reviews.utility(shown.prompt, text, True):5.2f}  {text}")
 
 # %% [markdown]
 # The base models of the reviews are made now if they are missing (a light version of the demo's:
@@ -287,9 +284,8 @@ print(
 # $$\mathrm{KL}(\pi_n \| \pi) = \mathbb E_{\pi_n} \log \frac{\pi_n}{\pi} = \log n + (n - 1)\,
 # \mathbb E_{\pi_n} \log U .$$
 #
-# Under $\pi$, $U$ is uniform; under $\pi_n$ it is the largest of $n$ uniforms, so
-# $\Pr[-\log U > t] = 1 - (1 - (1 - e^{-t}))^n$ needs no more than
-# $\Pr[U \le e^{-t}] = e^{-nt}$: $-\log U$ is exponential with mean $1/n$. Hence
+# Under $\pi$, $U$ is uniform; under $\pi_n$ it is the largest of $n$ uniforms, so $\Pr[U \le u] = u^n$ and
+# $\Pr[-\log U \ge t] = \Pr[U \le e^{-t}] = e^{-nt}$: $-\log U$ is exponential with mean $1/n$. Hence
 #
 # $$\boxed{\;\mathrm{KL}(\pi_n \| \pi) = \log n - \frac{n - 1}{n}\;}$$
 #
@@ -300,7 +296,8 @@ print(
 #
 # **What to expect of any optimiser near the start.** Let $\pi_\lambda \propto \pi\, e^{\lambda r}$
 # be the best policy at the price $\beta = 1/\lambda$ of a nat (chapter 8 derives that; here it is
-# one path among others). With $Z(\lambda) = \mathbb E_\pi e^{\lambda r}$,
+# one path among others). With $Z(\lambda) = \mathbb E_\pi e^{\lambda r}$ we have
+# $\frac{d}{d\lambda} \log \pi_\lambda = r - \mathbb E_\lambda[r]$, hence
 #
 # $$\frac{d}{d\lambda} \mathbb E_\lambda[u] = \mathrm{Cov}_\lambda(u, r) \quad\text{for every } u,
 # \qquad \mathrm{KL}(\lambda) = \lambda\, \mathbb E_\lambda[r] - \log Z, \quad
