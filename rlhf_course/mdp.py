@@ -22,6 +22,7 @@ Tested by `pytest tests/test_mdp.py`.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -109,13 +110,12 @@ def token_mean(x: Tensor, mask: Tensor, denominator: float | Tensor | None = Non
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits of the distribution that was sampled from, in float32 (float64 stays).
-
-    The division makes a new tensor: dividing in place would corrupt what autograd has saved.
-    """
+    """Logits of the distribution that was sampled from, in float32 (float64 stays); not divided in
+    place, which would corrupt what autograd has saved."""
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    return (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide if temperature == 1 else wide / temperature
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -130,17 +130,20 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
         raise ValueError(f"logits {tuple(logits.shape)} do not fit tokens {tuple(tokens.shape)}")
     # BEGIN SOLUTION
     # The shift by one: position a predicts token a+1, so the last position predicts nothing here.
-    logits, emitted = _tempered(logits[:, :-1], temperature), tokens[:, 1:, None]
-    # What log_softmax and gather would give, without a second tensor of V columns.
-    return logits.gather(-1, emitted)[..., 0] - logits.logsumexp(dim=-1)  # (B, T-1)
+    logp = _tempered(logits[:, :-1], temperature).log_softmax(dim=-1)  # (B, T-1, V)
+    return logp.gather(-1, tokens[:, 1:, None])[..., 0]  # (B, T-1)
     # END SOLUTION
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy of each action's distribution, in nats: (B, T, V) -> (B, T-1), float32 or wider."""
-    logits = _tempered(logits[:, :-1], temperature)  # (B, T-1, V)
+    return _entropy(logits[:, :-1], temperature)  # (B, T-1)
+
+
+def _entropy(logits: Tensor, temperature: float) -> Tensor:
+    logits = _tempered(logits, temperature)
     # -sum p log p with log p = z - logsumexp(z)
-    return logits.logsumexp(dim=-1) - (logits.softmax(dim=-1) * logits).sum(dim=-1)  # (B, T-1)
+    return logits.logsumexp(dim=-1) - (logits.softmax(dim=-1) * logits).sum(dim=-1)
 
 
 def chunked_logprobs(
@@ -154,16 +157,21 @@ def chunked_logprobs(
 
     hidden (N, D): final hidden states of the wanted actions only; unembed maps (n, D) to logits
     (n, V); targets (N,) long: the token each of them emitted -> (logprobs (N,), entropy (N,)).
-    With GPT-2's V = 50257 the logits of 32 x 1024 tokens take 6.6 GB in float32, and several
-    tensors of that size. Here they exist for `chunk_size` rows at a time, in the backward pass too:
-    checkpointing drops them and computes them again, which costs one more matrix product.
+    With GPT-2's V = 50257 the logits of 32 x 1024 tokens take 6.6 GB in float32. Here they exist
+    for `chunk_size` rows at a time, in the backward pass too, which computes them once more.
     """
     if hidden.shape[:1] != targets.shape:
         raise ValueError(f"hidden {tuple(hidden.shape)} do not fit targets {tuple(targets.shape)}")
 
     def score(rows: Tensor, emitted: Tensor) -> tuple[Tensor, Tensor]:
-        logp = _tempered(unembed(rows), temperature).log_softmax(dim=-1)  # (n, V)
-        return logp.gather(-1, emitted[:, None])[:, 0], -(logp.exp() * logp).sum(dim=-1)
+        logits = unembed(rows)  # (n, V)
+        if logits.requires_grad:  # keep nothing for a gradient that few losses ask for
+            entropy = checkpoint(_entropy, logits, temperature, use_reentrant=False)
+        else:
+            entropy = _entropy(logits, temperature)
+        # Each action as a text of two tokens that emits the second: one tensor, looked at twice.
+        twice, pair = logits[:, None].expand(-1, 2, -1), F.pad(emitted[:, None], (1, 0))
+        return token_logprobs(twice, pair, temperature)[:, 0], entropy
 
     if len(targets) <= chunk_size:  # a single chunk: nothing is gained by computing it twice
         return score(hidden, targets)

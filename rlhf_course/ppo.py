@@ -100,7 +100,8 @@ def policy_loss(
     All tensors (B, T-1), mask bool -> (0-dim loss, stats). The minimum is pessimistic: a token may
     always be pulled back, but gains nothing by moving on beyond the clip. What that leaves open is
     A < 0 with a large rho; `dual_clip` c > 1 bounds it by c A (Ye et al. 2020).
-    `weights` (B, T-1) multiply each token's term (`mdp.importance_weights`).
+    `weights` (B, T-1), constants, multiply each token's term (`mdp.importance_weights`). Log-ratios
+    are held within +-MAX_LOG_RATIO, so that no ratio becomes inf.
 
     stats, detached: `clipfrac` (share of tokens the clip changed), `kl_k1` and `kl_k3` (estimates
     of KL(old || new), nats per token), `ratio_mean`, `ratio_max`. Divided by the same denominator,
@@ -108,9 +109,9 @@ def policy_loss(
     """
     require_same_shape(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     old_logprobs, advantages = old_logprobs.detach(), advantages.detach()
+    # The statistics below read your `log_ratio`, `ratio`, `unclipped` (rho A) and `clipped`.
     # BEGIN SOLUTION
-    # Masked before the exponential: what stands on a pad must not become inf, whose gradient is
-    # NaN even when it is multiplied by 0. Clamped for the same reason on the valid tokens.
+    # Masked and clamped before the exponential: inf has the gradient NaN, even multiplied by 0.
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     unclipped = ratio * advantages
@@ -177,13 +178,13 @@ def value_loss(
     up over micro-batches like the loss), `explained_variance` (of this batch alone).
     """
     require_same_shape(mask, values=values, old_values=old_values, returns=returns)
+    # The statistics below read your `error` (V - R)^2 and `worst`, the larger of the two squares.
     # BEGIN SOLUTION
     # Pads become 0 before they are squared: the gradient of NaN^2 is NaN even where it is not used.
     values, old_values, returns = (
         torch.where(mask, x, 0.0) for x in (values, old_values.detach(), returns.detach())
     )
-    error = (values - returns).square()
-    worst = error
+    worst = error = (values - returns).square()
     if clip is not None:
         near = old_values + (values - old_values).clamp(-clip, clip)
         worst = torch.maximum(error, (near - returns).square())
@@ -205,8 +206,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     the mean alone, below 0 worse than that. It is 0 where the returns do not vary."""
     mean, variance, _ = masked_moments(returns, mask)
     error, _, _ = masked_moments((returns - values).square(), mask)
-    varies = variance > 1e-16 * mean.square()  # below that it is rounding
-    return torch.where(varies, 1 - error / variance, 0.0)
+    return torch.where(variance > 1e-16 * mean.square(), 1 - error / variance, 0.0)  # else rounding
 
 
 # ------------------------------------------------------------------------------ the price of KL
@@ -234,8 +234,8 @@ class AdaptiveKLController(FixedKLController):
     Ziegler et al. 2019, section 2.2: e = clip(KL / target - 1, -0.2, 0.2), then
     value <- value * (1 + e * episodes / horizon). `target` is in nats per SEQUENCE: 6 nats an
     answer are not 6 nats a token. `horizon` is in episodes; the paper's K_beta = 0.1 is batches of
-    1024 at a horizon of 10000. A long time below target winds the price down towards 0, from where
-    it needs as long to recover: `floor` stops it earlier (0 is Ziegler's form exactly).
+    1024 at a horizon of 10000. `floor` bounds the price from below: after a long time under target
+    it would need as long to come back (0 is Ziegler's form exactly).
     """
 
     def __init__(self, kl_coef: float, target: float, horizon: float = 10000, floor: float = 0.0):
@@ -291,12 +291,10 @@ def policy_backward(policy: nn.Module, batch: Rollout, settings: PPOSettings) ->
             stats["kl_loss"] = token_mean(kl, part.mask, tokens)
             total = total + settings.kl_loss_coef * stats["kl_loss"]
         total.backward()
-        largest = {"ratio_max": stats.pop("ratio_max")}
-        largest["log_ratio_max"] = (logprobs.detach() - part.logprobs)[part.mask].abs().max()
+        stats["log_ratio_max"] = (logprobs.detach() - part.logprobs)[part.mask].abs().max()
         for name, value in {"policy_loss": loss, "entropy": mean_entropy, **stats}.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        for name, value in largest.items():
-            sums[name] = max(sums.get(name, 0.0), value.item())
+            before, new = sums.get(name, 0.0), value.item()
+            sums[name] = max(before, new) if name.endswith("_max") else before + new
     return sums
 
 
@@ -329,8 +327,10 @@ def ppo_step(
 ) -> dict[str, float]:
     """One update of policy and critic on a minibatch; returns the diagnostics as floats.
 
-    more_policy_gradient: called after PPO's backward pass to add to the same gradients before the
-    step (PPO-ptx does); its returned terms join the diagnostics.
+    Old gradients are dropped, new ones longer than `settings.max_grad_norm` shortened to it, each
+    model's by itself; their lengths before that join the diagnostics of the backward passes as
+    `policy_grad_norm` and `value_grad_norm`. more_policy_gradient: called after PPO's backward pass
+    to add to the same gradients (PPO-ptx does); its returned terms join the diagnostics too.
     Raises TrainingError, before anything is updated, when a loss or a gradient is not finite.
     """
     # BEGIN SOLUTION

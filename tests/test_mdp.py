@@ -382,6 +382,24 @@ def test_chunks_agree_with_hugging_face(gpt2):
     close(scored[1], mdp.token_entropy(logits, 0.7).flatten(), 1e-5)
 
 
+def test_chunks_are_scored_by_token_logprobs(monkeypatch):
+    """So that a student's own function enters the training, at the temperature in force."""
+    hidden, weight, targets = torch.randn(5, 3), torch.randn(7, 3), torch.arange(5)
+    asked = []
+
+    def halved(logits, tokens, temperature=1.0):
+        asked.append(temperature)
+        return 0.5 * logprobs(logits, tokens, temperature)
+
+    logprobs = mdp.token_logprobs
+    plain, entropy = mdp.chunked_logprobs(hidden, lambda h: h @ weight.T, targets, 0.7, 2)
+    monkeypatch.setattr(mdp, "token_logprobs", halved)
+    own, same_entropy = mdp.chunked_logprobs(hidden, lambda h: h @ weight.T, targets, 0.7, 2)
+    close(own, 0.5 * plain)
+    close(same_entropy, entropy)
+    assert asked == [0.7] * 3
+
+
 def test_chunks_of_nothing():
     weight = torch.randn(5, 3)
     nothing = torch.empty(0, 3), lambda h: h @ weight.T, torch.empty(0, dtype=torch.long)
