@@ -189,7 +189,7 @@ def whitening(rows: Mapping[str, Sequence[float]], names: Sequence[str]) -> Figu
             start += len(values) + 1
         ax.axhline(0, color=INK, linewidth=0.8)
         ax.set_xticks([])
-    legend(axes[-1])
+    legend(axes[0])
     return figure
 
 
