@@ -234,6 +234,7 @@ def train_reward_model(config: RewardModelConfig) -> Path:
         train = as_pairs(train, config.seed)
     run.total = steps = config.steps or config.epochs * math.ceil(len(train) / config.batch)
     optimizer = make_optimizer(model, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
+    summary: dict = {}
     with run:
         for step in run.steps(State({"model": model}, {"adam": optimizer})):
             began = time.perf_counter()
@@ -252,9 +253,10 @@ def train_reward_model(config: RewardModelConfig) -> Path:
             optimizer.step()
             seconds = time.perf_counter() - began
             if (step + 1) % 100 == 0 or step + 1 == steps:
-                metrics |= evaluate(model, held, world)
+                summary = evaluate(model, held, world)
+                metrics |= summary
             run.log(step, metrics, {"seconds": seconds, "prompts_per_second": len(part) / seconds})
-        summary = evaluate(model, held, world)
+        summary = summary or evaluate(model, held, world)  # resumed behind the last step
         normalize(config, model, train, world, tokenizer)
         conclude(run, "reward_model", lambda d: model.save_pretrained(d, tokenizer), summary)
     return run.model_dir
