@@ -38,7 +38,8 @@ def answer_from(exercise: Exercise, source: str) -> Any:
     """
     from rlhf_course.coursework.source import imports
 
-    text = f"{imports([exercise.id], also=["torch"])}\n\n{source}\n"
+    given = imports([exercise.id], also=["torch"])
+    text = f"{given}\n\n{source}\n"
     file = f"<{exercise.id}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     namespace: dict[str, Any] = {"__name__": "answer"}
