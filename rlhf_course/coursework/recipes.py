@@ -17,6 +17,7 @@ BASE: dict[str, dict[str, dict]] = {
         "reward_model": {"epochs": 3, "lr": 3e-3},
         "ppo": {"iterations": 30, "critic_warmup": 3, "lr": 4e-4, "critic_lr": 8e-4,
                 "kl_horizon": 1280.0, "ptx_coef": 0.0},
+        "dpo": {"lr": 1e-3, "epochs": 2},
     },
 }
 """World -> stage -> settings of the base pipeline."""
