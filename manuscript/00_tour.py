@@ -24,6 +24,10 @@
 # | **SFT** | questions with answers written by people | to answer |
 # | **reward model** | pairs of answers of which people preferred one | what people like |
 # | **PPO-ptx** | its own answers, and their reward | to answer as people like it |
+#
+# (PPO, *proximal policy optimisation*, is the algorithm that learns from rewards, chapter 5; a model
+# that acts is called a **policy**, hence the name. *ptx* is a second task beside it: to go on
+# predicting the pretraining text, so that the model does not forget it, chapter 6.)
 
 # %%
 import torch
@@ -294,8 +298,10 @@ for name, run in runs.items():
 # %% [markdown]
 # *What to see: each stage's main curve. In the last panel the reward (what PPO is given) and gold
 # (what the answers are worth) rise together. When they part, the policy exploits the reward model's
-# errors; chapter 7 makes that happen.* PPO moves away from SFT at a price, and a controller sets the
-# price so that the distance, the KL divergence, stays near a target:
+# errors; chapter 7 makes that happen.* PPO moves away from SFT at a price. The distance is the **KL
+# divergence** (Kullback and Leibler): the mean, over the policy's own answers, of how much likelier
+# the policy finds the answer than SFT does, as a difference of logarithms, in nats. It is 0 for equal
+# models, and never negative. A controller sets the price so that the distance stays near a target:
 
 # %%
 from rlhf_course.files import read_json
@@ -310,7 +316,7 @@ lab.show(
 
 # %% [markdown]
 # *What to see: above, the distance rises to its target and stays about there; below, its price, which
-# the controller moves to that end (chapter 5).*
+# the controller moves to that end (chapter 5). An iteration is one round of PPO: answer, score, update.*
 #
 # ## How this course works
 #
@@ -331,6 +337,9 @@ lab.show(
 # **Exercises.** An exercise is a function of the package `rlhf_course` with its body blanked. Its
 # docstring says exactly what it must do. Replace `raise NotImplementedError` between the two marks.
 # Difficulty, importance, minutes and points stand above it.
+#
+# **`lab` and `check`** come from the notebook's first cell. `lab` fetches worlds and models, trains,
+# and shows figures: it is the course's workbench, and nothing in it is part of RLHF.
 #
 # **Check.** The cell below each exercise runs its tests on your function, in a second or so, and says
 # what holds and what does not, with the first input on which it fails. If your function behaves just
@@ -429,10 +438,13 @@ check(next_token_loss)
 #
 # ## What public systems do differently
 #
-# Of the large libraries none still ships PPO-ptx: [OpenRLHF](https://github.com/OpenRLHF/OpenRLHF)
-# removed it in April 2025, [TRL](https://github.com/huggingface/trl) its PPO trainer in 2026. K-wise
-# reward batches, as InstructGPT describes them, are in none we looked at. Each chapter has a section
-# like this one, with the details in which systems disagree.
+# Of the libraries that are maintained none still ships PPO-ptx:
+# [OpenRLHF](https://github.com/OpenRLHF/OpenRLHF) removed it in April 2025, and
+# [TRL](https://github.com/huggingface/trl), which never had the ptx term, its PPO trainer in 2026.
+# Older systems have it, [DeepSpeed-Chat](https://github.com/deepspeedai/DeepSpeedExamples) and
+# [ColossalChat](https://github.com/hpcaitech/ColossalAI) among them, each weighted in its own way
+# (chapter 6). K-wise reward batches, as InstructGPT describes them, are in none we looked at. Each
+# chapter has a section like this one, with the details in which systems disagree.
 #
 # ## Further reading
 #
