@@ -36,7 +36,8 @@ lab.show(
 # $$p_\theta(x) = p_\theta(x_0) \prod_{t=0}^{T-2} p_\theta(x_{t+1} \mid x_0, \dots, x_t).$$
 #
 # We choose $\theta$ so that the texts we have seen are likely. Taking the logarithm turns the
-# product into a sum; dividing by the number of predictions gives the **loss**
+# product into a sum. The first factor is left out: nothing stands before $x_0$ that the network could
+# predict it from. Dividing by the number of predictions gives the **loss**
 #
 # $$\mathcal L(\theta) = -\frac{1}{T-1}\sum_{t=0}^{T-2} \log p_\theta(x_{t+1} \mid x_{\le t}).$$
 #
@@ -46,8 +47,8 @@ lab.show(
 #
 # - *above*, a model that knows nothing gives every token $1/V$: its loss is $\ln V$, its
 #   perplexity $V$;
-# - *below*, no model can do better than the text's own entropy. For real text nobody knows that
-#   number. Our town is generated, so here we can compute it.
+# - *below*, on text that it has not seen, no model can do better in the mean than the text's own
+#   entropy. For real text nobody knows that number. Our town is generated, so here we can compute it.
 #
 # Here is what the model will read: the corpus of a small town, in which statements about 48
 # people are told in random order.
@@ -97,9 +98,10 @@ print(f"{len(kinds)} statements. Knowing nothing: ln V = {ceiling:.2f} nats a to
 print(f"best possible: {floor:.3f} nats, perplexity {math.exp(floor):.3f}")
 
 # %% [markdown]
-# A healthy training run has to come down from the first number to just above the second. **A loss
-# below the second number is not a success, it is a bug.** Keep that in mind for the gallery at the
-# end.
+# A healthy training run has to come down from the first number to just above the second. **A held-out
+# loss below the second number is not a success, it is a bug.** (On the *training* text a model can get
+# below it by memorising, given many passes over it; ours does not.) Keep that in mind for the gallery
+# at the end.
 #
 # ## 2. Attention
 #
@@ -121,8 +123,9 @@ print(f"best possible: {floor:.3f} nats, perplexity {math.exp(floor):.3f}")
 # such **heads** work side by side, each with its own maps and $d = D/H$ dimensions, so that one can
 # look for names while another looks for verbs.
 #
-# **Why $1/\sqrt d$.** Let the components of $q$ and $k$ be independent with mean 0 and variance 1, as
-# they roughly are after initialisation and layer norm. Each product $q_i k_i$ has mean 0 and variance
+# **Why $1/\sqrt d$.** Let the components of $q$ and $k$ be independent with mean 0 and some variance
+# that does not depend on $d$; call it 1. (GPT-2's small initial matrices make it less than 1 at first,
+# which only means that attention starts out nearly uniform.) Each product $q_i k_i$ has mean 0 and variance
 # $\mathbb E[q_i^2]\,\mathbb E[k_i^2] = 1$, and variances of independent terms add up:
 #
 # $$\operatorname{Var}(q\cdot k) = \sum_{i=1}^{d} \operatorname{Var}(q_i k_i) = d .$$
@@ -202,13 +205,14 @@ lab.show(
 #
 # ## 3. The block and the residual stream
 #
-# A GPT is a **residual stream** $x \in \mathbb R^{B\times T\times D}$ that starts as token plus
-# position embedding and runs to the output. Every block reads from it and *adds* to it, twice:
+# A GPT is a **residual stream** $h \in \mathbb R^{B\times T\times D}$ ($B$ texts at once, width $D$)
+# that starts as token plus position embedding and runs to the output. Every block reads from it and *adds* to it, twice:
 #
-# $$x \leftarrow x + \mathrm{attention}(\mathrm{norm}_1(x)), \qquad
-# x \leftarrow x + \mathrm{MLP}(\mathrm{norm}_2(x)).$$
+# $$h \leftarrow h + \mathrm{attention}(\mathrm{norm}_1(h)), \qquad
+# h \leftarrow h + \mathrm{MLP}(\mathrm{norm}_2(h)).$$
 #
-# Attention moves information between positions, the MLP works on each position by itself.
+# (In the code the stream is called `x`.) Attention moves information between positions, the MLP works
+# on each position by itself.
 
 # %%
 from rlhf_course.plots.lessons_gpt import residual_stream
@@ -221,19 +225,20 @@ lab.show(
 
 # %% [markdown]
 # *What to see: nothing stands **on** the stream. That is what "pre-norm" means, and why depth does
-# not hurt.* With $x_{l+1} = x_l + f_l(x_l)$, the gradient of the loss at the bottom is
+# not hurt.* $L$ blocks have $M = 2L$ branches. Let $h_0$ be the stream at the bottom and
+# $h_{m+1} = h_m + f_m(h_m)$ what branch $m$ makes of it. The gradient of the loss at the bottom is
 #
-# $$\frac{\partial \mathcal L}{\partial x_0} = \frac{\partial \mathcal L}{\partial x_L}
-# \prod_{l=L-1}^{0}\Bigl(I + \frac{\partial f_l}{\partial x_l}\Bigr)
-# = \frac{\partial \mathcal L}{\partial x_L}\,\bigl(I + \dots\bigr):$$
+# $$\frac{\partial \mathcal L}{\partial h_0} = \frac{\partial \mathcal L}{\partial h_M}
+# \prod_{m=M-1}^{0}\Bigl(I + \frac{\partial f_m}{\partial h_m}\Bigr)
+# = \frac{\partial \mathcal L}{\partial h_M}\,\bigl(I + \dots\bigr):$$
 #
 # multiplied out, the product contains the identity, so part of the gradient arrives untouched
 # whatever the branches do. In the original transformer the norm stood on the stream, *after* the
 # addition ("post-norm"); then every factor holds a norm's Jacobian, nothing passes unchanged, and
 # training needs a careful warm-up (Xiong et al. 2020).
 #
-# One more detail keeps the forward pass in bounds. $2L$ branches add to the stream; were each of
-# variance $\sigma^2$, the stream would end at $2L\sigma^2$. GPT-2 therefore initialises the last
+# One more detail keeps the forward pass in bounds. $2L$ branches add to the stream; were they
+# independent and each of variance $\sigma^2$, together they would add $2L\sigma^2$. GPT-2 therefore initialises the last
 # matrix of each branch smaller by $1/\sqrt{2L}$ (`GPT._initialise`).
 
 # %% exercise gpt.Block.forward
@@ -373,7 +378,8 @@ lab.show(
 
 # %% exercise gpt.sample_token
 # hint: The order is: temperature, then top-k, then top-p of what is left, then `log_softmax`, then
-# `torch.multinomial` with the generator. Cut tokens get the logit $-\infty$.
+# `torch.multinomial` with the generator. Cut tokens get the logit $-\infty$. Temperature 0 is a case
+# of its own, before all that: one cannot divide by it.
 # hint: top-k: `logits.topk(k).values[:, -1:]` is the smallest logit that stays; mask what is strictly
 # smaller. Do not do it in place, since the logits belong to the caller.
 # hint: top-p: sort the logits in descending order, and drop a token when the mass *before* it
@@ -509,7 +515,8 @@ lab.show(
 # *What to see: the plain way grows quadratically, the cached one in proportion. The time gained is
 # less than the work saved: a step for one token keeps a processor far less busy than one for
 # hundreds, and the cost of starting each operation remains.* That is why large systems for RLHF put
-# most of their engineering into the rollouts.
+# much of their engineering into the **rollouts**, the answers that the policy writes while it learns:
+# that is where the time goes.
 #
 # And now your model speaks, with your sampler: a hundred documents by temperature. We know every
 # statement that is true in the town, so we can count.
@@ -636,8 +643,9 @@ for name, run in broken.items():
 # <details><summary>2. Why does scaling by 1/d instead of 1/√d hurt less than no scaling at all, and
 # still hurt?</summary>
 #
-# Scores then have the spread $1/\sqrt d$: the softmax is nearly uniform, gradients flow, but the head
-# must first grow its weights by $\sqrt d$ before it can select anything.
+# Scores then have the spread $1/\sqrt d$: the softmax is nearly uniform, gradients flow, but queries
+# and keys must first grow until their product is $\sqrt d$ times as large, before the head can select
+# anything.
 #
 # </details>
 #
