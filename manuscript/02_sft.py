@@ -30,7 +30,7 @@ lab.show(
 # Chapter 1's model continues text. Asked "Where does Ann Lee Cole live?", it goes on with something
 # that could stand in the corpus, since questions never occur there. **Supervised fine-tuning** (SFT)
 # shows it dialogues, prompts $x$ with answers $y$ written by people, and goes on training with the
-# same loss, on the answers alone:
+# same loss, on the answers alone ($y_t$ is the answer's token $t$, $y_{<t}$ what stands before it):
 #
 # $$\mathcal L(\theta) = -\mathbb E_{(x, y)\sim \text{demonstrations}}
 # \sum_{t} \log \pi_\theta(y_t \mid x, y_{<t}) .$$
@@ -43,8 +43,12 @@ lab.show(
 # = \underbrace{-\mathbb E_{q}\log q(y\mid x)}_{\text{entropy of the demonstrators}}
 # + \underbrace{\mathbb E_{q}\log\frac{q(y\mid x)}{\pi_\theta(y\mid x)}}_{\mathrm{KL}(q\,\|\,\pi_\theta)\;\ge\;0} .$$
 #
-# The first term is not ours to change. So SFT minimises $\mathrm{KL}(q\,\|\,\pi)$: it wants to speak
-# *like* the demonstrators, at the same rates. Nothing in it asks whether an answer is true.
+# The second term is the **KL divergence** of $q$ from $\pi_\theta$, a distance between distributions
+# (though not a symmetric one). It is never negative, since $-\log u \ge 1 - u$ gives
+# $\mathbb E_q[-\log(\pi_\theta/q)] \ge 1 - \sum_y \pi_\theta(y \mid x) = 0$,
+# and 0 only where the two agree. The first term is not ours to
+# change. So SFT minimises $\mathrm{KL}(q\,\|\,\pi_\theta)$: it wants to speak *like* the demonstrators,
+# at the same rates. Nothing in it asks whether an answer is true.
 #
 # Let us see who they are and what they say.
 
@@ -209,14 +213,17 @@ lab.show(
 # %% [markdown]
 # *What to see: held-out loss (dashed) follows the training loss: answers are learned, not memorised.*
 #
-# **Why does exact match stop far below 100 %?** It counts how often the likeliest answer equals the
-# demonstration word by word. About a known person the likeliest answer is the true fact without a
-# courtesy, which a demonstrator gives with probability $0.88\cdot 0.70 = 62\,\%$. About a stranger
-# even the right *form* has one chance in ten: $6\,\%$. Half and half, $34\,\%$ is what a perfect
-# imitator can expect. (A little more is within reach here: some held-out questions about strangers
-# occur among the training demonstrations too, and their answers can be memorised. And it is counted
-# on 64 dialogues only, hence good to about ± 12 points.) A measure that punishes equally good answers
-# is a poor guide; that is one reason to learn from *comparisons*, in the next chapter.
+# **Why does exact match stop far below 100 %?** It counts how often the *greedy* answer, which takes
+# the likeliest token at every step, equals the demonstration word by word. About a known person that
+# is the true fact without a courtesy, which a demonstrator gives with probability
+# $0.88\cdot 0.70 = 62\,\%$. About a stranger the first step takes "They" (88 % against 12 % for "Sorry"), and then the
+# right fact is one chance in ten: $6\,\%$. Half and half, $34\,\%$ is what a perfect imitator can
+# expect. Note that greedy is not the likeliest answer as a *whole*: about a stranger that would be "I
+# do not know", with 12 % the most frequent single sentence. (A little more is within reach here:
+# some held-out questions about strangers occur among the training demonstrations too, and their
+# answers can be memorised. And it is counted on 64 dialogues only, hence good to about ± 12 points.)
+# A measure that punishes equally good answers is a poor guide; that is one reason to learn from
+# *comparisons*, in the next chapter.
 #
 # ### The first sight of the honesty problem
 #
@@ -479,7 +486,7 @@ for name, run in both.items():
 #
 # | what | healthy, on this town | if not |
 # |---|---|---|
-# | first loss | above $\ln V$: the pretrained model is sure that no question follows | – |
+# | first loss | above $\ln V$: the pretrained model is sure, and expects statements of the corpus, not answers | – |
 # | loss after 300 updates | 0.25 to 0.35 nats a token | learning rate, labels |
 # | held-out loss | beside the training loss, not rising | too many passes |
 # | answers that end | all, after 5 to 9 tokens | EOS is masked |
@@ -549,10 +556,11 @@ for name, run in both.items():
 #
 # - **Prompt learned or not.** [OpenRLHF](https://github.com/OpenRLHF/OpenRLHF),
 #   [TRL](https://github.com/huggingface/trl), [trlX](https://github.com/CarperAI/trlx),
-#   [verl](https://github.com/volcengine/verl) and ColossalChat mask it, as we do;
+#   [verl](https://github.com/volcengine/verl) and
+#   [ColossalChat](https://github.com/hpcaitech/ColossalAI) mask it, as we do;
 #   [DeepSpeed-Chat](https://github.com/deepspeedai/DeepSpeedExamples) and
 #   [summarize_from_feedback_details](https://github.com/vwxyzjn/summarize_from_feedback_details) mask
-#   the pads alone. Simple_RLHF takes the input ids as labels, **pads included**.
+#   the pads alone. [Simple_RLHF](https://github.com/lansinuote/Simple_RLHF) takes the input ids as labels, **pads included**.
 # - **`pad = eos`.** DeepSpeed-Chat sets it for every tokenizer that is not Llama's, and finds masks by
 #   `token != pad` (in PPO: there the action that emits EOS falls out of the loss). ColossalChat sets
 #   it too, but takes its masks from stop tokens.
