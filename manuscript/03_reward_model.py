@@ -56,8 +56,9 @@ for one in [c for c in comparisons if len(c.responses) > 3][:2]:
 # %% [markdown]
 # The column *worth* is the labeler's true opinion (true +1, "I do not know" 0, false −1, malformed
 # −1.5, and 0.3 more for courtesy). **No learner ever sees it.** It is there because this world is
-# made up, and lets us check everything. Look closely: the order is not always that of the worths.
-# The labeler makes mistakes, as people do, more often where two answers are nearly as good.
+# made up, and lets us check everything. The order is not always that of the worths (in these two
+# examples it may be; print a few more): the labeler makes mistakes, as people do, more often where
+# two answers are nearly as good.
 #
 # ### Why not ask for a score?
 #
@@ -149,14 +150,15 @@ lab.show(figures.gumbel_duel(2.0, gaps.tolist(), wins),
 #
 # $$ \frac{\partial}{\partial\Delta}\big(-\log\sigma(\Delta)\big) = -\sigma(-\Delta), $$
 #
-# the probability that the model gives to the *wrong* order. Three things follow.
+# in size the probability that the model gives to the *wrong* order. Three things follow.
 #
 # 1. **It is classification**, with the two answers in place of two classes. A model that cannot
 #    tell them apart pays $\log 2 \approx 0.693$ nats: remember this number.
 # 2. **Only differences matter.** Replace $r(x,y)$ by $r(x,y) + c(x)$ with *any* function $c$ of the
 #    prompt: no $\Delta$ changes, so neither does the loss. Comparisons cannot say how good an answer
 #    is in itself, nor whether the answers to one prompt are better than those to another. §5 fixes
-#    a constant; the rest of $c(x)$ stays unknown, and PPO's baseline will subtract it.
+#    a constant; the rest of $c(x)$ stays unknown. (PPO compares an answer with what it expects for
+#    this very prompt, its *baseline*, chapter 4; what all answers have in common drops out there.)
 # 3. **The labeler's sharpness is inside.** A perfect model learns $r = \kappa u + c(x)$. In this
 #    town $\kappa = 3$.
 #
@@ -191,8 +193,11 @@ lab.show(figures.pairwise_loss_shape(differences.tolist(), losses),
 # Ranking five answers takes a labeler little longer than comparing two, and holds ten pairs.
 # With the same Gumbel noise, the whole order has a probability too. The answer that feels best among
 # $K$ is $i$ with probability $\int f(g)\prod_{j\ne i}F(g+s_i-s_j)\,\mathrm{d}g$, with $s=\kappa u$,
-# and the substitution of §2 gives $e^{s_i} / \sum_j e^{s_j}$, the softmax. Take the best away and
-# repeat:
+# and the substitution of §2 gives $e^{s_i} / \sum_j e^{s_j}$, the softmax. Now take the best away.
+# Does it matter to the others who won? No: $t_i = e^{-v_i}$ is exponentially distributed with rate
+# $e^{s_i}$ (since $P(e^{-g} > t) = P(g < -\log t) = F(-\log t) = e^{-t}$), like the time until an
+# alarm clock rings, and the best answer is the one whose clock rings first. Exponential clocks have
+# no memory: once one has rung, the others race as if they had just been started. So repeat:
 #
 # $$ P(y_1 \succ y_2 \succ \dots \succ y_K) = \prod_{k=1}^{K}
 #    \frac{e^{s_k}}{\sum_{l \ge k} e^{s_l}} \qquad \text{(Plackett–Luce).} $$
@@ -205,8 +210,9 @@ lab.show(figures.pairwise_loss_shape(differences.tolist(), losses),
 #    prompts.} $$
 #
 # The ten pairs of an order are not independent (five noises made them all), so this is not the
-# exact likelihood; its minimum lies at the same place, and it treats "first against second" and
-# "fourth against fifth" alike.
+# exact likelihood. But each pair's term is smallest, in the mean over many labelers, at the true
+# difference, so the minimum lies at the same place; and it treats "first against second" and "fourth
+# against fifth" alike.
 #
 # ### Why all pairs of a prompt belong into one batch element
 #
@@ -283,11 +289,13 @@ print("the last column instead:", tokenizer.decode(padded[0, [-1]]), "(which is 
 # %% [markdown]
 # ## 5. Zero and unit of the reward
 #
-# After training, $r$ is known only up to a constant (and PPO does not care about a constant either,
-# one might think). It does, in practice: rewards get clipped at fixed bounds, an answer that never
-# ends is given a fixed penalty, and the critic starts from the reward model. And the *unit* matters
-# in the trade against the KL penalty of chapter 4, $r - \beta\,\mathrm{KL}$: a model that is twice
-# as sure halves the effect of $\beta$. So after training one measures and corrects, once:
+# After training, $r$ is known only up to a constant. PPO, which compares, should not care about a
+# constant either. In practice it does: rewards get clipped at fixed bounds, an answer that never
+# ends is given a fixed penalty, and the *critic*, the network that learns to predict the reward
+# (chapter 4), starts as a copy of the reward model. And the *unit* matters in the trade against the
+# KL penalty of chapter 4, $r - \beta\,\mathrm{KL}$: a model that is twice as sure halves the effect
+# of the price $\beta$. So after training one measures and corrects, once (this bias $b$ is added to
+# the finished reward; it is not the head's of §4):
 #
 # $$ r' = g\,r + b. $$
 #
@@ -373,8 +381,8 @@ for one, other in (("EOS, K-wise", "EOS, pairwise"), ("mean, K-wise", "EOS, K-wi
 #
 # - **K-wise against pairwise.** At equal reading, K-wise sees two to three times as many pairs. If
 #   that helps, every difference in the first printed line is positive; a negative one refutes it
-#   for this setting. The gain is small, a point or two, since the pairs of one prompt share their
-#   answers. The *overfitting* that InstructGPT reports cannot show here: no run gets
+#   for this setting. The gain is small, one to three points when this was written, since the pairs of
+#   one prompt share their answers. The *overfitting* that InstructGPT reports cannot show here: no run gets
 #   through its data even once.
 # - **EOS against mean.** If the differences in the second line have both signs, then nothing is
 #   shown but the seeds' scatter. So it was when this was written, and so it is at the end of
@@ -683,7 +691,7 @@ print(f"the sum's accuracy on held-out comparisons: {accuracy:.1%}")
 #   [lm-human-preferences](https://github.com/openai/lm-human-preferences) comes near: a softmax over
 #   four answers of which the best was picked.
 # - **Loss over pads.** [trlX](https://github.com/CarperAI/trlx)'s example, DeepSpeed-Chat and
-#   Simple_RLHF average $-\log\sigma$ over every token from where two answers first differ to the end
+#   [Simple_RLHF](https://github.com/lansinuote/Simple_RLHF) average $-\log\sigma$ over every token from where two answers first differ to the end
 #   of the *longer* one, pads of the shorter included.
 # - **One token too late.** [ColossalChat](https://github.com/hpcaitech/ColossalAI) attends to one pad
 #   more and reads the reward behind the EOS.
@@ -692,8 +700,8 @@ print(f"the sum's accuracy on held-out comparisons: {accuracy:.1%}")
 # - **Normalisation.** [OpenRLHF](https://github.com/OpenRLHF/OpenRLHF) stores mean and deviation of
 #   the evaluation set's rewards, chosen and rejected together, and applies them only with a flag;
 #   [TRL](https://github.com/huggingface/trl) offers a regulariser that keeps rewards near 0.
-#   lm-human-preferences is the only one with Ziegler's gain and bias.
-# - **Calibration** is measured by one,
+#   of those we compared, lm-human-preferences is the only one with Ziegler's gain and bias.
+# - **Calibration** is measured by one of them,
 #   [summarize_from_feedback_details](https://github.com/vwxyzjn/summarize_from_feedback_details).
 #
 # (State of the second half of 2026; systems change.)
