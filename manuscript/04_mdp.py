@@ -40,21 +40,28 @@ lab.show(course_map.course_map(4),
 # | reward $r_t$ | 0 for every token, and the reward model's score at the last (so far) |
 # | return $R = \sum_t \gamma^t r_t$ | the score, with $\gamma = 1$ |
 #
+# The *discount* $\gamma \le 1$ makes later rewards count less. A *Markov* decision process is one in
+# which what happens next depends on the state and the action alone, not on how one came there; here
+# that holds trivially, since the state is the whole text. And $\pi_\theta(y\mid x)$, the probability
+# of a whole answer, is the product of its actions' probabilities.
+#
 # Two things are unusual. The transition holds no surprise: all randomness is the policy's own. And
 # the episode is short with a reward at its end only, so there is no reason to discount: $\gamma = 1$
-# throughout ($\gamma<1$ would pay for short answers).
+# throughout ($\gamma<1$ would pay less for a good answer because it is long).
 #
 # ### The action axis, and the shift by one
 #
-# Take the sequence $x_0, \dots, x_{T-1}$ of prompt and answer together. The model is causal: what
-# stands at position $a$ was computed from $x_0 \dots x_a$. So the logits at position $a$ are the
-# distribution from which token $a+1$ was drawn:
+# Take the row $x_0, \dots, x_{T-1}$ of prompt and answer together, as the code sees it (its `tokens`;
+# in all other sections $x$ is the prompt alone). The model is causal: what stands at position $a$
+# was computed from $x_0 \dots x_a$. So the logits at position $a$ are the distribution from which token $a+1$ was drawn:
 #
 # $$ \log \pi(x_{a+1} \mid x_0 \dots x_a) = \log\operatorname{softmax}(z_a)[x_{a+1}] . $$
 #
 # Call "the choice made at position $a$" **action $a$**. There are $T-1$ of them, and action $a$
 # *emits* token $a+1$. The first token of the answer, at index $P$ (the prompt's length), was emitted
-# by action $P-1$, at the last token of the *prompt*.
+# by action $P-1$, at the last token of the *prompt*. So there are two clocks: the theory counts the
+# answer's tokens, $t = 0, 1, \dots$, the code counts positions in the row, and $a = P - 1 + t$. The
+# answer's $a_t$ is the *token* chosen at time $t$.
 
 # %%
 tokens = ["Where", "does", "Kit", "live", "?", "They", "live", "in", "Oslo", "EOS",
@@ -106,15 +113,17 @@ lab.show(figures.shift_by_one(words, right.tolist(), beside.tolist()),
 # %% [markdown]
 # *What to see: a trained model is nearly sure of the words that grammar demands. Without the shift
 # one asks how likely the model finds the same word **again**, having just read it. Nothing crashes:
-# ratios of such numbers still begin at 1, and the training wanders off.*
+# the ratios of new to old probabilities that PPO looks at (chapter 5) still begin at 1, and the
+# training wanders off.*
 #
 # ## 2. The policy gradient
 #
 # ### From answers to tokens
 #
-# We want to raise $J(\theta) = \mathbb{E}_{y\sim\pi_\theta(\cdot\mid x)}[R(x,y)]$. The sum over all
-# answers depends on $\theta$ through the probabilities alone (the KL term of §3 is dealt with
-# there), and $\nabla p = p\,\nabla\log p$:
+# We want to raise $J(\theta) = \mathbb{E}_{y\sim\pi_\theta(\cdot\mid x)}[R(x,y)]$. One cannot
+# differentiate through the drawing of tokens, nor through $R$. But the sum over all answers depends
+# on $\theta$ through the probabilities alone (the KL term of §3 is dealt with there), and, since
+# $\nabla\log p = \nabla p/p$, we have $\nabla p = p\,\nabla\log p$:
 #
 # $$ \nabla J = \sum_y R(x,y)\,\nabla \pi_\theta(y\mid x)
 #    = \sum_y \pi_\theta(y\mid x)\,R(x,y)\,\nabla\log\pi_\theta(y\mid x)
@@ -125,7 +134,7 @@ lab.show(figures.shift_by_one(words, right.tolist(), beside.tolist()),
 # do not depend on $\theta$ and drop out of $\nabla\log$. For text there are none to begin with:
 # the next state is the old one with the token behind it, so
 #
-# $$ \pi_\theta(y\mid x) = \prod_{t=0}^{T-1}\pi_\theta(a_t\mid s_t), \qquad
+# $$ \pi_\theta(y\mid x) = \prod_{t}\pi_\theta(a_t\mid s_t), \qquad
 #    \nabla J = \mathbb{E}\Big[\sum_{t} \nabla\log\pi_\theta(a_t\mid s_t)\; R\Big]. $$
 #
 # Every token is pushed by the same $R$, deserving or not. That is unbiased, and very noisy. Two
@@ -133,7 +142,8 @@ lab.show(figures.shift_by_one(words, right.tolist(), beside.tolist()),
 #
 # ### The fact: a score function has mean zero
 #
-# In any state $s$,
+# The vector $\nabla\log\pi_\theta(a\mid s)$ is called the *score function* (a word of statistics; it
+# has nothing to do with the reward model's score). In any state $s$,
 #
 # $$ \mathbb{E}_{a\sim\pi_\theta(\cdot\mid s)}\big[\nabla\log\pi_\theta(a\mid s)\big]
 #    = \sum_a \pi_\theta(a\mid s)\,\frac{\nabla\pi_\theta(a\mid s)}{\pi_\theta(a\mid s)}
@@ -150,16 +160,18 @@ lab.show(figures.shift_by_one(words, right.tolist(), beside.tolist()),
 # $$ \nabla J = \mathbb{E}\Big[\sum_t \nabla\log\pi_\theta(a_t\mid s_t)\, G_t\Big],
 #    \qquad G_t = \sum_{k\ge t} r_k . $$
 #
-# **Baseline.** Subtract any function of the state, $b(s_t)$: it was proved just now that this
-# changes nothing in the mean. The best simple choice is what one expects anyway, the **value**
+# **Baseline.** Subtract any function of the state, $b(s_t)$, from $G_t$: it was proved just now that
+# this changes nothing in the mean. The simplest good choice is what one expects anyway, the **value**
 # $V(s) = \mathbb{E}[G_t\mid s_t = s]$. What remains is the **advantage**: with
 # $Q(s,a) = \mathbb{E}[G_t\mid s_t=s, a_t=a]$,
 #
 # $$ \boxed{\;\nabla J = \mathbb{E}\Big[\sum_t \nabla\log\pi_\theta(a_t\mid s_t)\,
 #    A(s_t,a_t)\Big], \qquad A(s,a) = Q(s,a) - V(s)\;} $$
 #
-# ($G_t$ may be replaced by its mean given $s_t, a_t$, which is $Q$.) A token is pushed up if things
-# went better than expected *from there*, and down if worse.
+# ($G_t$ may be replaced by its mean given $s_t, a_t$, which is $Q$: beside it stands nothing but a
+# function of $s_t$ and $a_t$.) A token is pushed up if things go better than expected *from there*,
+# and down if worse. Nobody knows $V$; a second network, the **critic**, learns it from the answers
+# (§4).
 #
 # The baseline must not see the action. $V$ at position $a$ is computed from $x_0\dots x_a$, which is
 # $s_t$: right. $V$ at position $a+1$ has read the action; then $c$ is no longer fixed given the
@@ -191,7 +203,8 @@ print(f"means {without.mean():.3f} and {with_one.mean():.3f}, truth {truth:.3f};
 # ## 3. The KL penalty is a reward
 #
 # Left alone, the policy would leave the language for whatever the reward model overrates. RLHF
-# therefore maximises
+# therefore puts a price $\beta$ on its distance from the **reference** $\pi_{\rm ref}$, the SFT model
+# with which it began, and maximises
 #
 # $$ J(\theta) = \mathbb{E}_{y\sim\pi_\theta}\big[r(x,y)\big]
 #    - \beta\,\mathrm{KL}\big(\pi_\theta(\cdot\mid x)\,\|\,\pi_{\rm ref}(\cdot\mid x)\big), \qquad
@@ -225,6 +238,14 @@ print(f"means {without.mean():.3f} and {with_one.mean():.3f}, truth {truth:.3f};
 #   token that the reference likes, $e^{-d}$ is huge, and rare: then $k_3$ is the *worse* one.
 # - $k_2 = d^2/2$. Around $d=0$ it is $k_3$'s second-order term: small variance, and a bias that
 #   grows with the distance.
+#
+# All this is about *values*, for a KL that is paid as a reward. Where the KL is put into the loss and
+# differentiated (GRPO does so, chapter 8), the gradients count. For one token, its state given, the
+# true one is, by the argument just used,
+# $\nabla\mathrm{KL} = \mathbb{E}[d\,\nabla\log\pi] + \mathbb{E}[\nabla d] = \mathbb{E}[d\,\nabla\log\pi]$.
+# Differentiating the estimators on tokens at hand gives
+# $\nabla k_1 = \nabla\log\pi$, whose mean is zero: useless; $\nabla k_2 = d\,\nabla\log\pi$:
+# right; and $\nabla k_3 = (1-e^{-d})\,\nabla\log\pi$: right for small $d$ only.
 
 # %% exercise mdp.kl_estimate
 # hint: Write the three formulas with $d$ as above; the shape stays as it is.
@@ -259,7 +280,8 @@ print(f"means {without.mean():.3f} and {with_one.mean():.3f}, truth {truth:.3f};
 # runs to the end, where $V=0$: no bias (§2: any baseline will do), all the noise of the tokens to
 # come.
 #
-# **The mixture.** Take all of them, with weights that fall by $\lambda$ at each step and sum to one:
+# **The mixture.** Take all of them, with weights that fall by the factor $\lambda$ at each step and
+# sum to one:
 #
 # $$ \hat A_t = (1-\lambda)\sum_{n=1}^{\infty}\lambda^{n-1}\hat A^{(n)}_t
 #    = (1-\lambda)\sum_{n=1}^{\infty}\lambda^{n-1}\sum_{l=0}^{n-1}\gamma^l\delta_{t+l}. $$
@@ -273,7 +295,8 @@ print(f"means {without.mean():.3f} and {with_one.mean():.3f}, truth {truth:.3f};
 # one pass from the end to the beginning (Schulman et al. 2016). When the episode ends after $N$ more
 # actions, all $\hat A^{(n)}$ with $n\ge N$ are the same, and share what weight is left,
 # $\lambda^{N-1}$. For $\lambda=1$ that is everything: $\hat A_t = G_t - V(s_t)$. For $\lambda=0$
-# nothing: $\hat A_t=\delta_t$. The critic is trained on $\hat A_t + V(s_t)$, called the return.
+# nothing: $\hat A_t=\delta_t$. The critic is trained towards $\hat A_t + V(s_t)$, which the code calls
+# the *return* too (`returns`): for $\lambda=1$ it is $G_t$.
 
 # %%
 lab.show(figures.gae_weights((0.0, 0.5, 0.8, 0.95, 1.0), steps=8),
@@ -305,13 +328,13 @@ lab.show(figures.gae_weights((0.0, 0.5, 0.8, 0.95, 1.0), steps=8),
 #
 # Every token gets the same $A$. Read the last form once more: it looks like *many agents*, one a
 # token, who act one after the other and share one payoff. When the update later clips each token's
-# probability ratio on its own (chapter 5), that is what it is; ColossalChat's first version was
-# built so, under the name of a multi-agent MDP.
+# probability ratio on its own (chapter 5), that is what it is: a multi-agent MDP. ColossalChat's
+# first version was built so.
 #
 # Both gradients are right in the mean. The sequence-level one knows no credit: in a false answer the
 # harmless "They live in" is pushed down as hard as the wrong town. Over many answers this cancels;
-# within a minibatch it is noise. What it asks of the critic is less: one value, at the prompt. It is
-# also what the critic-free methods of chapter 8 have in common.
+# within a minibatch it is noise. What it asks of the critic is less: one value, at the prompt. Most
+# critic-free methods of chapter 8 (RLOO, GRPO) give one advantage to the whole answer, too.
 
 # %% exercise mdp.sequence_advantages
 # hint: `masked_sum` and `masked_mean`, imported above, reduce the KL over the tokens of each row.
@@ -321,8 +344,9 @@ lab.show(figures.gae_weights((0.0, 0.5, 0.8, 0.95, 1.0), steps=8),
 # ## 6. Experiment: both MDPs, with your functions
 #
 # PPO itself is the next chapter's; here we only need that it takes advantages and improves the
-# policy. The trainer calls *your* six functions. No ptx, and a fixed $\beta$, to keep things simple:
-# 4 rollouts to warm the critic up, then 20 of 128 answers each.
+# policy. The trainer calls *your* six functions. No pretraining term ("ptx", chapter 6), and a fixed
+# $\beta$, to keep things simple: 4 *rollouts* (128 answers each, sampled and scored) on which the
+# critic alone learns, its warm-up, then 20 on which both do.
 
 # %%
 own = [action_mask, token_logprobs, kl_estimate]
@@ -369,8 +393,11 @@ for key in ("reward", "gold", "kl"):
         print(f"{key:7} {name:15} last five iterations, by seed: {shown}")
 
 # %% [markdown]
-# *What to see: faint lines are seeds, strong ones their means. Both climb; the grey first iterations
-# are the critic's alone.*
+# *What to see: faint lines are seeds, strong ones their means. Both climb. In the first four
+# iterations the KL is 0, since the critic alone is learning. The critic's **explained variance** is
+# $1 - \mathbb{E}[(R-V)^2]/\operatorname{Var}(R)$: 1 if it predicts all returns, 0 if it knows no more
+# than their mean, negative if it does worse than that.* (The two MDPs' shares are not comparable: one
+# predicts before every token, the other once, before the first.)
 #
 # Whether one MDP learns faster than the other here is for the printed seeds to say: a difference
 # counts only if the seeds of one lie apart from those of the other. On this world, with answers of
@@ -429,7 +456,9 @@ lab.show(figures.credit(words, V[mask].tolist(), {k: a[mask].tolist() for k, a i
 # %% [markdown]
 # *What to see: above, the critic's opinion of the sentence so far. Where it falls or rises, the token
 # just written gets the blame or the merit: that is the row λ = 0. With λ = 1 a token is held
-# responsible for all that comes after it. The last row makes no difference between tokens.*
+# responsible for all that comes after it. The last row makes no difference between tokens.* (Where
+# the critic's opinion jumps at a word that decides nothing, it is the critic that errs. λ = 0 takes it
+# at its word; λ = 1 corrects it by what really came.)
 #
 # ### The variance of the gradient, measured
 #
@@ -549,8 +578,8 @@ lab.show(figures.lambda_tradeoff(lams, noise, biases),
 
 # %% [markdown]
 # *What to see: left, four folds and their mean; right, the bias in units of the gradient itself,
-# where 1 means that the error is as long as the signal. The usual $\lambda=0.95$ lies where the
-# left curve has begun to fall and the right one has hardly begun to rise. A better critic
+# where 1 means that the error is as long as the signal. Come from the right, from $\lambda=1$: at the
+# usual 0.95 the left curve has begun to fall and the right one has hardly begun to rise. A better critic
 # would move the right curve down; with $\lambda=1$ a bad critic does no harm but noise.*
 #
 # ### The KL estimators, measured
@@ -587,7 +616,8 @@ print(f"exact KL {exact.mean():.3f} nats a token; means: "
 #
 # The textbook says: k3, unbiased and quiet. Look whether your run agrees: once the policy is more
 # than a little way from the reference, a few tokens that the reference prefers strongly make
-# $e^{-d}$ huge, and k3 scatters as much as k1 or more. In the reward we use k1: its sum over an
+# $e^{-d}$ huge, and k3 scatters as much as k1 or more. (Its bar may even be too short: the largest
+# values are so rare that a sample may not hold them.) In the reward we use k1: its sum over an
 # answer is exactly the sequence log-ratio, which is what the derivation asks for.
 #
 # ## 7. What healthy looks like
@@ -670,9 +700,9 @@ lab.show(figures.unhealthy_runs(token.metrics[:14], gallery),
 # rlhf-course ppo --data prompts.jsonl --model gpt2 --reward-model runs/…/reward_model/model --mdp sequence
 # ```
 #
-# What changes with answers of 200 to 1000 tokens (*estimated*, not measured here): the variance of
-# the sequence-level gradient grows with the number of tokens that share one advantage, while that of
-# GAE with $\lambda=0.95$ levels off after some twenty; the critic has more to learn and starts
+# What changes with answers of 200 to 1000 tokens (*estimated*, not measured here): at the sequence
+# level every token's advantage holds the noise of the whole answer, while with GAE at $\lambda=0.95$
+# it holds that of about the next twenty tokens; the critic has more to learn and starts
 # worse; and a $\beta$ for the *sum* of the KL means something else, since the sum grows with length.
 # A GPT-2 run of 100 rollouts of 256 answers should take in the order of an hour.
 #
@@ -716,7 +746,7 @@ lab.show(figures.unhealthy_runs(token.metrics[:14], gallery),
 # ## 10. What public systems do differently
 #
 # - **Score on a pad.** [DeepSpeed-Chat](https://github.com/deepspeedai/DeepSpeedExamples) and
-#   Simple_RLHF put the score one action late when pad and EOS differ; when they are the same, the
+#   [Simple_RLHF](https://github.com/lansinuote/Simple_RLHF) put the score one action late when pad and EOS differ; when they are the same, the
 #   index is right but the EOS action is masked out of the loss. [trlX](https://github.com/CarperAI/trlx)
 #   is two late, or one. [TRL](https://github.com/huggingface/trl)'s newer PPO adds the score at the
 #   first pad too, and widens the value mask by one, which dilutes it over one more step.
@@ -731,8 +761,8 @@ lab.show(figures.unhealthy_runs(token.metrics[:14], gallery),
 #   the sum over the answer: a target of 6 is not the same thing.
 # - **λ.** 0.95 in most; OpenRLHF uses 1 by default. In dialogues of several turns OpenRLHF restarts
 #   from 0 at every gap, verl carries value and advantage over it, and so do we.
-# - **The sequence-level MDP** was ColossalChat's in 2023 (v0.3: mean KL, one value, the advantage
-#   broadcast), and is [PaLM-rlhf-pytorch](https://github.com/lucidrains/PaLM-rlhf-pytorch)'s default.
+# - **The sequence-level MDP** was ColossalChat's in 2023 (v0.3: mean KL, one value for the answer, the
+#   advantage broadcast), and is [PaLM-rlhf-pytorch](https://github.com/lucidrains/PaLM-rlhf-pytorch)'s default.
 #
 # (State of the second half of 2026; systems change.)
 #
