@@ -211,7 +211,7 @@ lab.show(
 # $$h \leftarrow h + \mathrm{attention}(\mathrm{norm}_1(h)), \qquad
 # h \leftarrow h + \mathrm{MLP}(\mathrm{norm}_2(h)).$$
 #
-# (In the code the stream is called `x`.) Attention moves information between positions, the MLP works
+# (In code and figure the stream is called `x`.) Attention moves information between positions, the MLP works
 # on each position by itself.
 
 # %%
@@ -440,7 +440,9 @@ lab.show(
 # (Each of them still reads all the keys; that part stays quadratic, but it is a small one.)
 #
 # The surroundings of the loop are given. `batch.prompts()` says what the model reads first,
-# `batch.append(tokens)` what it reads next, and `cache` is handed to `hidden_states` every time.
+# `batch.append(new)` what it reads next, where `new` is one token a row, (B,); each is a tuple
+# (tokens, attend, positions). `cache` is handed to `hidden_states` behind it every time. You fill
+# `responses`, `logprobs` and `finished`, which have one entry a prompt.
 
 # %% exercise gpt.generate
 # hint: The loop: `hidden = model.hidden_states(*read, cache)[:, -1]`, `model.unembed(hidden)`,
