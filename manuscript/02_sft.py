@@ -391,6 +391,11 @@ for name, run in runs.items():
 #
 # Which dialogues share a row is a bin-packing problem. `first_fit_decreasing` (given) takes the
 # longest first, and puts each into the first row with room.
+#
+# An example is a pair of lists, `(tokens, labels)`, of equal length. What you return is
+# `Packed(tokens, labels, segments, positions)`, four tensors of the shape (rows, longest row):
+# `segments` numbers the dialogues of a row 0, 1, 2 … (−1 on pads), `positions` the tokens of a dialogue
+# (0 on pads). `segment_mask` (given) makes the block-diagonal mask from `segments`.
 
 # %% exercise sft.pack
 # hint: `rows` is a list of lists of indices into `examples`. Make four tensors of shape
