@@ -198,7 +198,7 @@ losses, held_out = own.curve("loss"), own.curve("eval_loss")
 exact = own.curve("eval_exact_match")
 print(f"{len(losses)} updates in {own.seconds:.0f} s")
 print(f"loss on held-out answers {held_out[0]:.2f} -> {held_out[-1]:.3f} nats a token")
-print(f"exact match of the likeliest answer: {exact[-1]:.0%}")
+print(f"exact match of the greedy answer: {exact[-1]:.0%}")
 
 # %%
 from rlhf_course.plots import stage_curves

@@ -48,7 +48,11 @@ folder = lab.folder("comparisons")
 comparisons = read_comparisons_run(folder / "comparisons.jsonl")
 held = read_comparisons_run(folder / "heldout.jsonl")
 print(f"{len(comparisons)} prompts to learn from, {len(held)} held out\n")
-for one in [c for c in comparisons if len(c.responses) > 3][:2]:
+long = [c for c in comparisons if len(c.responses) > 3]
+sorted_well = {id(c) for c in long if list(c.utilities) == sorted(c.utilities)[::-1]}
+familiar = [c for c in long if c.prompt.group == "known" and id(c) in sorted_well]
+mistaken = [c for c in long if id(c) not in sorted_well]
+for one in familiar[:1] + mistaken[:1]:
     print(f"{one.prompt.text}   ({one.prompt.group})")
     for place, (said, worth) in enumerate(zip(one.responses, one.utilities), 1):
         print(f"  {place}. {said:32} worth {worth:+.1f}")
@@ -56,9 +60,9 @@ for one in [c for c in comparisons if len(c.responses) > 3][:2]:
 # %% [markdown]
 # The column *worth* is the labeler's true opinion (true +1, "I do not know" 0, false −1, malformed
 # −1.5, and 0.3 more for courtesy). **No learner ever sees it.** It is there because this world is
-# made up, and lets us check everything. The order is not always that of the worths (in these two
-# examples it may be; print a few more): the labeler makes mistakes, as people do, more often where
-# two answers are nearly as good.
+# made up, and lets us check everything. The first example, about a person the corpus knows, was put
+# in the order of the worths; the second was not: the labeler makes mistakes, as people do, more
+# often where two answers are nearly as good.
 #
 # ### Why not ask for a score?
 #
