@@ -495,7 +495,7 @@ for seed, ours in zip(seeds, gold["PPO"], strict=True):
 # seed of three.*
 #
 # An objection worth raising: did better answers slip in through the comparisons? They did, and that
-# is the point. A quarter of the *injected* answers in the comparisons are ideal ones (chapter 3), but
+# is the point. One compared answer in twenty was put in by the world and is ideal. But
 # the policy never sees a comparison. All it gets from them is a number.
 
 # %% [markdown]

@@ -400,7 +400,7 @@ for name, ends in results.items():
 # KL, in the fewest seconds.
 #
 # **Why does DPO win here, and would it elsewhere?** The comparisons hold what the policy cannot say yet: one
-# injected answer in twenty is an ideal one (chapter 3). DPO raises *those very answers*; PPO gets a number
+# answer in twenty was put in by the world and is ideal. DPO raises *those very answers*; PPO gets a number
 # from a reward model that is right in three pairs of four, and finds its holes. Where comparisons are only
 # among the policy's own answers, or the policy moves far from them, this advantage goes.
 #
