@@ -1,5 +1,7 @@
 """The check button: right, wrong, not written; what is shown; and `rlhf-course progress`."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -9,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from rlhf_course import check
-from rlhf_course.coursework import extract, presentation
+from rlhf_course.coursework import advance, extract, presentation
 from rlhf_course.coursework.expect import Mismatch, agrees, equal, raises, same
 from rlhf_course.coursework.source import blank, imports, solved
-from rlhf_course.errors import ConfigError
+from rlhf_course.errors import ConfigError, DataError
 from rlhf_course.ppo import AdaptiveKLController
 from rlhf_course.reward_model import pairwise_loss as right
 
@@ -107,6 +109,66 @@ def test_random_numbers_of_the_student_are_left_alone():
     assert torch.equal(after, torch.rand(1))
 
 
+def test_gradients_are_tested_where_the_notebook_has_them_switched_off(capsys):
+    def pairwise_loss(chosen, rejected, margin=None, denominator=None):
+        return right(chosen, rejected, margin, denominator).detach()
+
+    with torch.no_grad():
+        assert check(right)
+        assert not check(pairwise_loss)
+        assert not torch.is_grad_enabled()
+
+
+def test_an_answer_cannot_switch_gradients_off_for_the_rest(capsys):
+    def pairwise_loss(chosen, rejected, margin=None, denominator=None):
+        torch.set_grad_enabled(False)
+        return right(chosen, rejected, margin, denominator)
+
+    check(pairwise_loss)
+    assert torch.is_grad_enabled()
+    assert check(right)
+
+
+def test_an_answer_that_ends_the_program_does_not(capsys):
+    def pairwise_loss(chosen, rejected, margin=None, denominator=None):
+        sys.exit("no")
+
+    assert not check(pairwise_loss)
+    assert "SystemExit: no" in capsys.readouterr().out
+
+
+def test_what_torch_cannot_do_is_an_error_and_not_unwritten(capsys):
+    def pairwise_loss(chosen, rejected, margin=None, denominator=None):
+        return F.logsigmoid((chosen - rejected).long())  # torch raises NotImplementedError, too
+
+    result = check(pairwise_loss)
+    assert not result.missing
+    said = capsys.readouterr().out
+    assert "not implemented for 'Long'" in said
+    assert "\n    chosen" in said
+
+
+def test_random_numbers_without_a_generator_do_not_change_the_verdict(capsys):
+    def pairwise_loss(chosen, rejected, margin=None, denominator=None):
+        return right(chosen, rejected, margin, denominator) + torch.rand(())
+
+    torch.manual_seed(3)
+    check(pairwise_loss)
+    first = capsys.readouterr().out
+    check(pairwise_loss)
+    assert capsys.readouterr().out == first
+
+
+def test_a_terminal_that_has_no_such_signs_gets_others():
+    code = "from rlhf_course import check, reward_model as r; check(r.pairwise_loss)"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"  + two equal rewards cost log 2" in done.stdout
+
+
 def test_html_is_escaped_and_tells_the_same(capsys):
     result = check(named(lambda *a, **k: "<script>", "pairwise_loss"))
     html = presentation.as_html(result)
@@ -116,6 +178,18 @@ def test_html_is_escaped_and_tells_the_same(capsys):
 
 
 # ------------------------------------------------------------------------------------ expectations
+
+
+def spoil(held) -> int:
+    """Change the innermost first thing."""
+    key = next(iter(held)) if isinstance(held, dict) else len(held) - 1
+    if isinstance(held[key], torch.Tensor):
+        held[key].zero_()
+    elif isinstance(held[key], list):
+        spoil(held[key])
+    else:
+        held[key] = "other"
+    return 1
 
 
 def test_what_expectations_see():
@@ -128,6 +202,10 @@ def test_what_expectations_see():
     with pytest.raises(Mismatch, match="in place"):
         same(torch.exp_, (x,), x.exp())
     assert torch.equal(x, torch.tensor([1.0, 2.0])), "an answer gets copies"
+    for held in ([3, [1, 2]], [x], {"a": [x]}, [True], ["a"]):
+        same(lambda held: 1, (held,), 1)
+        with pytest.raises(Mismatch, match="in place"):
+            same(spoil, (held,), 1)
     with pytest.raises(Mismatch, match="gradient"):
         agrees(lambda x: x.detach().exp(), torch.exp, (x,), wrt=(0,))
     with pytest.raises(Mismatch, match="gradient"):
@@ -170,6 +248,31 @@ def test_progress_over_a_students_notebook(tmp_path):
     assert " of " in lines["last_token_reward"]
     assert "no notebook" in lines["gae"]
     assert "3 of " in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"nbformat": 4, "cells": 3}', "", "\0"])
+def test_what_is_json_but_no_notebook_is_said(tmp_path, text):
+    file = tmp_path / "x.ipynb"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"x\.ipynb: not a notebook"):
+        extract.cells(file)
+
+
+def test_a_cell_that_was_never_run_needs_no_outputs(tmp_path):
+    cell = {"cell_type": "code", "metadata": {}, "source": "x = 1", "outputs": [], "id": "a"}
+    whole = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "x.ipynb").write_text(json.dumps(whole), encoding="utf-8")
+    assert extract.cells(tmp_path / "x.ipynb") == ["x = 1"]
+
+
+def test_progress_says_nothing_but_how_far_it_is(tmp_path, capsys):
+    noisy = solved("reward_model.pairwise_loss").replace(
+        "# BEGIN SOLUTION", "print('noise', SIZE)\n    # BEGIN SOLUTION"
+    )
+    cells = ["SIZE: int = 3\nWIDTH: int\nclass Ends:\n    raise SystemExit", noisy]
+    place = notebook(tmp_path / "x.ipynb", imports(["reward_model.pairwise_loss"]), *cells)
+    assert advance.states(place) == {"reward_model.pairwise_loss": "done"}
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("what", ["missing", "empty folder", "garbage"])

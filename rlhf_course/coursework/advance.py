@@ -6,6 +6,8 @@ rlhf-course progress my/03_reward_model.ipynb
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from rich.table import Table
@@ -20,8 +22,10 @@ from rlhf_course.progress import console
 
 def states(file: Path) -> dict[str, str]:
     """Exercise id -> "done", "3 of 5", "not written", for the exercises that a notebook defines."""
-    defined = extract.namespace(extract.definitions(extract.cells(file)))
-    return {e.id: state(e, defined[e.name]) for e in EXERCISES if _own(defined.get(e.name))}
+    statements = extract.definitions(extract.cells(file))
+    with redirect_stdout(StringIO()):  # what an answer prints belongs in its notebook
+        defined = extract.namespace(statements)
+        return {e.id: state(e, defined[e.name]) for e in EXERCISES if _own(defined.get(e.name))}
 
 
 def _own(value) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from rlhf_course.errors import DataError
 
 KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+ASSIGNED = (ast.Assign, ast.AnnAssign)
 
 
 def cells(file: Path) -> list[str]:
@@ -27,9 +28,10 @@ def cells(file: Path) -> list[str]:
         if file.suffix == ".py":
             return [text]
         notebook = nbformat.reads(text, as_version=4)
-    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
-        raise DataError(f"{file}: not a notebook that can be read ({error}).") from None
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    except Exception as error:  # noqa: BLE001 - of JSON that is no notebook nbformat says anything
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{file}: not a notebook that can be read ({reason}).") from None
 
 
 def definitions(sources: list[str]) -> list[str]:
@@ -44,15 +46,17 @@ def definitions(sources: list[str]) -> list[str]:
         )
         try:
             tree = ast.parse(plain)
-        except SyntaxError:
+        except (SyntaxError, ValueError):  # a null byte, before Python 3.12
             continue
         found += [ast.unparse(node) for node in tree.body if isinstance(node, KEPT)
-                  or (isinstance(node, ast.Assign) and _constant(node.value))]  # fmt: skip
+                  or (isinstance(node, ASSIGNED) and _constant(node.value))]  # fmt: skip
     return found
 
 
-def _constant(node: ast.expr) -> bool:
+def _constant(node: ast.expr | None) -> bool:
     """True for a literal: nothing is computed to have it."""
+    if node is None:  # `size: int`
+        return False
     try:
         ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):
@@ -66,6 +70,6 @@ def namespace(statements: list[str]) -> dict[str, Any]:
     for text in statements:
         try:
             exec(compile(text, "<notebook>", "exec"), out)
-        except Exception:  # noqa: BLE001 - any mistake of a student's
+        except (Exception, SystemExit):  # noqa: BLE001 - any mistake of a student's
             continue
     return out

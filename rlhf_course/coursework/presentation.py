@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from html import escape
 from typing import Any
 
@@ -127,11 +128,21 @@ def as_html(result: Checked) -> str:
 def show(result: Checked) -> None:
     """Display it: as a table in Jupyter and Colab, as plain text everywhere else."""
     if not in_notebook():
-        print(as_text(result))
+        print(_printable(as_text(result)))
         return
     from IPython.display import display
 
     display({"text/html": as_html(result), "text/plain": as_text(result)}, raw=True)
+
+
+def _printable(text: str) -> str:
+    """The text as far as the terminal's encoding goes: older ones of Windows have no ✓."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(str.maketrans({GOOD: "+", BAD: "x", LATER: "-"}))
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def in_notebook() -> bool:
