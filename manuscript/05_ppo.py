@@ -468,7 +468,7 @@ for key in ("reward", "gold", "share_idk", "kl"):
     print(f"{key:10}", "   ".join(f"{a:+.2f} → {b:+.2f}" for a, b in ends(key)))
 
 # %% [markdown]
-# *What to see: grey is the range of three seeds, the line is yours. The reward climbs, and so does the
+# *What to see: grey is the range of three seeds, smoothed over three rollouts; the line is yours, as it is. The reward climbs, and so does the
 # gold utility, which no learner sees; "I do not know" grows from a tenth of the answers to most of them.
 # And the KL does what section 5 foretold: it arrives with a price that has been wound down, passes its
 # target by far, and comes back while the price climbs. (That is the price of a short run: its horizon of

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import rlhf_course
 from rlhf_course import ppo
-from rlhf_course.coursework import lab
+from rlhf_course.coursework import jobs, lab
 from rlhf_course.errors import TrainingError
 from rlhf_course.huggingface import load_language_model
 from rlhf_course.mdp import masked_sum
@@ -50,7 +50,7 @@ def raw_rollout(answers: int = 512, world: str = "town") -> tuple[Rollout, list[
     policy = lab.folder("sft", world) / "model"
     settings = {"batch": 16 if lab.quick else answers, "whiten": False, "known_share": 0.5,
                 "ptx_coef": 0.0, "critic_warmup": 4}  # fmt: skip
-    config = lab._config("ppo", lab.workspace(world) / "two-ranks", world, settings)
+    config = jobs.configuration("ppo", lab.workspace(world) / "two-ranks", world, settings)
     trainer = PPOTrainer(config, choose_device("cpu"))
     for step in range(config.critic_warmup):
         trainer.iterate(step)
