@@ -85,6 +85,13 @@ def test_links_between_notebooks_lead_somewhere(file):
                     assert place.stem in stems
 
 
+@every_chapter
+def test_links_to_files_of_the_repository_lead_somewhere(file):
+    text = file.read_text(encoding="utf-8")
+    paths = [part.partition(")")[0] for part in text.split(notebook.FILE)[1:]]
+    assert [path for path in paths if not (ROOT / path.partition("#")[0]).exists()] == []
+
+
 # ------------------------------------------------------------------------------------- they all run
 
 

@@ -1,16 +1,20 @@
 """The notebooks' laboratory: base models made once, students' functions in the trainer, runs side
 by side. Everything in quick mode."""
 
+import functools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhf_course import gpt, lab, mdp, ppo, ppo_ptx, reward_model, stages
 from rlhf_course.coursework import workers
 from rlhf_course.coursework.exercises import EXERCISES
 from rlhf_course.coursework.substitute import substituted
-from rlhf_course.errors import ConfigError, TrainingError
+from rlhf_course.errors import CheckpointError, ConfigError, TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +105,98 @@ def test_wrong_names_are_refused(home):
         lab.train("ppo", own=[traced_as("helper")])
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"own": [functools.partial(ppo.whiten)]}, "own takes functions"),
+        ({"own": ["whiten"]}, "own takes functions"),
+        ({"own": ppo.whiten}, "own is a list"),
+        ({"world": "moon"}, "no world 'moon'"),
+        ({"iterations": "ten"}, "wrong kind"),
+        ({"iterations": 0}, "at least 1"),
+        ({"out": "elsewhere"}, "no setting 'out'"),
+        ({"size": "huge"}, "no setting 'size'"),
+        ({"name": "sft"}, "all chapters share"),
+        ({"name": "../x"}, "choose another one"),
+        ({"name": "x/../ppo"}, "all chapters share"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_trained(home, settings, says):
+    there = sorted(home.rglob("config.json"))
+    with pytest.raises(ConfigError, match=says):
+        lab.train("ppo", **settings)
+    assert sorted(home.rglob("config.json")) == there
+    if "own" not in settings:
+        settings = {k: v for k, v in settings.items() if k != "name"} | {"stage": "ppo"}
+        with pytest.raises(ConfigError):
+            lab.train_many({"name": {**settings, "iterations": 0}})
+
+
+def test_many_runs_need_a_worker_and_folders_of_their_own(home):
+    with pytest.raises(ConfigError, match="workers -1"):
+        lab.train_many({"few": {}}, workers=-1)
+    with pytest.raises(ConfigError, match="all chapters share"):
+        lab.train_many({"sft": {}})
+
+
+def test_a_home_may_stand_below_the_users(monkeypatch):
+    monkeypatch.setenv("RLHF_COURSE_HOME", "~/course")
+    assert lab.home() == Path.home() / "course"
+
+
+def test_what_torch_cannot_do_is_not_called_unwritten(home):
+    def whiten(*args, **kwargs):
+        return torch.nn.functional.logsigmoid(torch.tensor([1]))
+
+    with pytest.raises(NotImplementedError, match="'Long'"):
+        lab.train("ppo", own=[whiten])
+
+
+def test_answers_to_nothing_and_of_no_length(home):
+    model, tokenizer = lab.model("sft")
+    assert lab.answers(model, tokenizer, []) == []
+    with pytest.raises(ConfigError, match="a list"):
+        lab.answers(model, tokenizer, "Who is Ada?")
+
+
+def test_two_notebooks_train_a_base_model_once(home, tmp_path):
+    code = "from rlhf_course import lab; print(lab.folder('pretrain'))"
+    package = str(Path(lab.__file__).parents[2])
+    environment = {**os.environ, "RLHF_COURSE_HOME": str(tmp_path), "PYTHONPATH": package}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("15/15" in out for out, _ in said) == 1, said
+    metrics = lab.Trained(Path(said[0][0].splitlines()[-1])).metrics
+    assert [row["step"] for row in metrics] == sorted({row["step"] for row in metrics})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot be interrupted there")
+def test_an_interrupt_ends_the_runs_and_leaves_checkpoints(home, tmp_path, monkeypatch):
+    long = {"model": "tiny", "steps": 100_000, "batch": 2, "checkpoint_every": 100_000}
+    monkeypatch.setenv("RLHF_COURSE_QUICK", "0")
+    monkeypatch.setenv("RLHF_COURSE_HOME", str(tmp_path))
+    begun = []
+
+    class Watched(workers.Worker):
+        def check(self):
+            begun.append(self)
+            super().check()
+            if self.share > 0:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "Worker", Watched)
+    with pytest.raises(KeyboardInterrupt):
+        lab.train_many({"a": {"stage": "pretrain", **long}, "b": {"stage": "pretrain", **long}},
+                       workers=2)  # fmt: skip
+    assert all(worker.process.poll() is not None for worker in begun)
+    assert any((lab.workspace() / name / "checkpoints").exists() for name in "ab")
+
+
 def traced_as(name):
     def function():
         """Nothing."""
@@ -116,6 +212,27 @@ def test_a_run_is_repeated_only_with_other_settings(home):
     assert (first.folder / "done.json").stat().st_mtime_ns == stamp
     lab.train("ppo", name="again", ptx_coef=0.5)
     assert (first.folder / "done.json").stat().st_mtime_ns > stamp
+
+
+def test_a_run_with_own_functions_is_not_taken_for_the_packages(home):
+    lab.train("ppo", name="mixed", own=[traced(mdp.gae, [])])
+    stamp = (lab.workspace() / "mixed" / "done.json").stat().st_mtime_ns
+    plain = lab.train("ppo", name="mixed")
+    later = (plain.folder / "done.json").stat().st_mtime_ns
+    assert later > stamp, "it is run once more, with the package's"
+    lab.train("ppo", name="mixed")
+    assert (plain.folder / "done.json").stat().st_mtime_ns == later
+
+
+def test_a_home_that_cannot_be_written_to_is_said(monkeypatch, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("RLHF_COURSE_QUICK", "1")
+    monkeypatch.setenv("RLHF_COURSE_HOME", str(file))
+    with pytest.raises(CheckpointError, match="Set RLHF_COURSE_HOME"):
+        lab.model("sft")
+    with pytest.raises(TrainingError, match="Set RLHF_COURSE_HOME"):
+        lab.train_many({"a": {"stage": "pretrain"}})
 
 
 def test_runs_side_by_side_are_those_of_one_process(home):

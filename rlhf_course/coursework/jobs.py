@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_course.coursework import recipes
-from rlhf_course.errors import ConfigError
+from rlhf_course.errors import CheckpointError, ConfigError
 
 STAGES = {
     "pretrain": ("PretrainConfig", "pretrain:pretrain", ()),
@@ -24,6 +24,9 @@ STAGES = {
 }  # fmt: skip
 """Stage -> its configuration, its function, and the stages that have to be there before it."""
 
+OURS = {"out", "overwrite", "size", "world", "world_seed"}
+"""Fields of the configurations that the laboratory fills in itself."""
+
 
 def quick() -> bool:
     """True when RLHF_COURSE_QUICK is set."""
@@ -32,7 +35,8 @@ def quick() -> bool:
 
 def home() -> Path:
     """The folder that holds everything the chapters train."""
-    return Path(os.environ.get("RLHF_COURSE_HOME") or Path.home() / ".cache" / "rlhf-course")
+    asked = os.environ.get("RLHF_COURSE_HOME")
+    return Path(asked).expanduser() if asked else Path.home() / ".cache" / "rlhf-course"
 
 
 def size() -> str:
@@ -52,6 +56,26 @@ def entry(stage: str) -> tuple[str, str, tuple[str, ...]]:
     return STAGES[stage]
 
 
+def place(world: str, name: str) -> Path:
+    """The folder of a run of the student's. Raises ConfigError where it would replace a base model
+    that all chapters share, or leave the workspace."""
+    folder = workspace(world) / str(name)
+    inside = os.path.relpath(os.path.abspath(folder), os.path.abspath(workspace(world)))
+    if inside in (*STAGES, os.curdir) or inside.split(os.sep)[0] == os.pardir:
+        raise ConfigError(
+            f"name {name!r}: choose another one; {', '.join(STAGES)} are the models that all "
+            "chapters share."
+        )
+    return folder
+
+
+def base(world: str, stage: str) -> dict[str, Any]:
+    """What the course sets for a stage. Raises ConfigError for a world that is not there."""
+    if world not in recipes.BASE:
+        raise ConfigError(f"there is no world {world!r}; choose one of {', '.join(recipes.BASE)}")
+    return recipes.BASE[world].get(stage, {})
+
+
 def configuration(stage: str, folder: Path, world: str, settings: Mapping[str, Any]):
     """The stage's configuration, resolved; in quick mode nothing is larger than `recipes.QUICK`.
 
@@ -61,11 +85,14 @@ def configuration(stage: str, folder: Path, world: str, settings: Mapping[str, A
     from rlhf_course.stages.presets import resolve
 
     kind = getattr(kinds, entry(stage)[0])
-    known = {field.name for field in fields(kind)}
-    if unknown := sorted(set(settings) - known):
+    known = sorted({field.name for field in fields(kind)} - OURS)
+    if unknown := sorted(set(settings) - set(known)):
         raise ConfigError(f"{stage} has no setting {unknown[0]!r}. It has: {', '.join(known)}.")
     shared = {"world": world, "size": size(), "out": folder, "world_seed": recipes.SEED}
-    config = resolve(kind(**{**shared, "seed": recipes.SEED, **settings}), stage)
+    try:
+        config = resolve(kind(**{**shared, "seed": recipes.SEED, **settings}), stage)
+    except TypeError as error:
+        raise ConfigError(f"{stage}: a setting has a value of the wrong kind ({error}).") from error
     if quick():
         for key, most in recipes.QUICK.items():
             value = getattr(config, key, None)
@@ -75,11 +102,11 @@ def configuration(stage: str, folder: Path, world: str, settings: Mapping[str, A
 
 
 def is_done(stage: str, folder: Path, world: str, settings: Mapping[str, Any]) -> bool:
-    """True where this very run is finished."""
+    """True where this very run is finished, by the package's functions alone."""
     from rlhf_course.files import read_json
     from rlhf_course.stages.presets import identity
 
-    if not (folder / "done.json").exists():
+    if not (folder / "done.json").exists() or _of_others(folder).exists():
         return False
     wanted = identity(configuration(stage, folder, world, settings))
     return _same(read_json(folder / "config.json"), wanted)
@@ -97,14 +124,60 @@ def _plain(value):
 def run(
     stage: str, folder: Path, world: str, settings: Mapping[str, Any], again: bool = False
 ) -> None:
-    """Run a stage unless this very run is finished; another run in its folder is replaced."""
+    """Run a stage unless this very run is finished; another run in its folder is replaced.
+
+    again: it is run with a student's functions, so it is neither taken nor gone on with later.
+    Where another notebook is at it, this one waits until that is done.
+    """
     if not again and is_done(stage, folder, world, settings):
         return
     config = configuration(stage, folder, world, settings)
-    config.overwrite = again or _is_other(config)
     module, function = entry(stage)[1].split(":")
-    with _silence():
-        getattr(import_module(f"rlhf_course.stages.{module}"), function)(config)
+    with _alone(folder):
+        if not again and is_done(stage, folder, world, settings):
+            return  # while this one waited
+        mark = _of_others(folder)
+        config.overwrite = again or mark.exists() or _is_other(config)
+        if again:
+            mark.touch()
+        with _silence():
+            getattr(import_module(f"rlhf_course.stages.{module}"), function)(config)
+        if not again:
+            mark.unlink(missing_ok=True)
+
+
+def _of_others(folder: Path) -> Path:
+    """The file that says that the run beside it was made with a student's functions."""
+    return folder.with_name(f".{folder.name}.own")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time may write to a run folder. The lock goes with its process, however
+    that ends."""
+    from filelock import FileLock, Timeout
+
+    from rlhf_course.files import require_writable, writing
+    from rlhf_course.progress import console
+
+    try:
+        require_writable(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, CheckpointError) as error:
+        raise CheckpointError(
+            f"cannot write {folder}. Set RLHF_COURSE_HOME to a folder that may be written to."
+        ) from error
+    with writing(folder):
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            console.print(f"{folder.name}: another notebook is at it; this one waits for the end.")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_other(config) -> bool:
@@ -123,7 +196,7 @@ def _silence() -> Iterator[None]:
     """The progress bar is enough in a notebook."""
     from rlhf_course.progress import console
 
-    before, console.quiet = console.quiet, console.is_jupyter
+    before, console.quiet = console.quiet, console.quiet or console.is_jupyter
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_course.coursework import jobs, recipes
+from rlhf_course.coursework.expect import unwritten
 from rlhf_course.coursework.jobs import home, size, workspace
 from rlhf_course.coursework.substitute import substituted
 from rlhf_course.coursework.workers import run_all
@@ -115,8 +116,7 @@ def folder(stage: str, world: str = "town") -> Path:
 def ensure(stage: str, world: str = "town") -> None:
     """Train a base stage and all before it that are missing."""
     for name in (*jobs.entry(stage)[2], stage):
-        settings = recipes.BASE[world].get(name, {})
-        jobs.run(name, workspace(world) / name, world, settings)
+        jobs.run(name, workspace(world) / name, world, jobs.base(world, name))
 
 
 def train(
@@ -130,15 +130,16 @@ def train(
     With `own` it always runs; without, a run of the same name and settings is taken as it is.
     Raises ConfigError for a setting or a name that does not exist.
     """
+    settings = {**jobs.base(world, stage), **settings}
+    folder = jobs.place(world, name or f"own-{stage}")
+    jobs.configuration(stage, folder, world, settings)  # wrong settings are told before all else
     for before in jobs.entry(stage)[2]:
         ensure(before, world)
-    folder = workspace(world) / (name or f"own-{stage}")
-    settings = {**recipes.BASE[world].get(stage, {}), **settings}
     try:
         with substituted(own):
             jobs.run(stage, folder, world, settings, again=bool(own))
     except NotImplementedError as error:
-        if not own:
+        if not own or not unwritten(error):
             raise
         raise ConfigError(
             "one of your functions is not written yet, so nothing can be trained with it. "
@@ -160,10 +161,12 @@ def train_many(
     for name, asked in runs.items():
         settings = dict(asked)
         stage, where = settings.pop("stage", "ppo"), settings.pop("world", world)
+        settings = {**jobs.base(where, stage), **settings}
+        asked_for.append((stage, jobs.place(where, name), where, settings))
+        jobs.configuration(*asked_for[-1])  # wrong settings are told before all else
+    for stage, _, where, _ in asked_for:
         for before in jobs.entry(stage)[2]:
             ensure(before, where)
-        settings = {**recipes.BASE[where].get(stage, {}), **settings}
-        asked_for.append((stage, workspace(where) / name, where, settings))
     waiting = [job for job in asked_for if not jobs.is_done(*job)]
     if waiting:
         run_all(waiting, workers)
@@ -187,10 +190,14 @@ def answers(
     from rlhf_course.stages.rollouts import decode_answers
     from rlhf_course.training import torch_generator
 
+    if isinstance(prompts, str):
+        raise ConfigError("prompts is a list: write [prompt] for a single one.")
+    if not prompts:
+        return []
     texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
     ids = [encode_prompt(tokenizer, text) for text in texts]
     room = model.context - max(map(len, ids), default=0)
-    longest = min(max_new_tokens or 40, room)
+    longest = min(40 if max_new_tokens is None else max_new_tokens, room)
     device = next(model.parameters()).device
     out = generate(
         model, ids, longest, tokenizer.eos_token_id, temperature, batch_size=1024,

@@ -92,7 +92,10 @@ def _chapter(file: Path) -> int:
 
 
 def _directive(title: str, source: str, chapter: int, count: int, where: str) -> Directive:
-    exercise = exercises.find(title.partition(" ")[2].strip())
+    try:
+        exercise = exercises.find(title.partition(" ")[2].strip())
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     if exercise.chapter != chapter:
         raise ConfigError(f"{where}: {exercise.id} belongs to chapter {exercise.chapter}.")
     hints: list[list[str]] = []
@@ -114,8 +117,10 @@ def _directive(title: str, source: str, chapter: int, count: int, where: str) ->
 
 def _check(cell: Cell, where: str) -> None:
     """Code must parse, and be short enough to be read at a glance."""
-    if cell.kind != "code":
+    if cell.kind == "markdown":
         return
+    if cell.kind != "code":
+        raise ConfigError(f"{where}: a cell is prose, [markdown], or code, not {cell.kind}.")
     lines = cell.source.splitlines()
     if len(lines) > LONGEST_CELL or max(map(len, lines)) > WIDEST_LINE:
         raise ConfigError(

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from rlhf_course.coursework.exercises import find
+from rlhf_course.errors import ConfigError
 
 
 @contextmanager
@@ -22,6 +23,11 @@ def substituted(own: Sequence[Any]) -> Iterator[None]:
     # Whatever were imported only while this is open would keep the substitute for good.
     for stage in ("demo", "dpo"):  # demo imports the other stages
         import_module(f"rlhf_course.stages.{stage}")
+    if not isinstance(own, (list, tuple)):
+        raise ConfigError("own is a list: own=[gae], also for one function.")
+    for answer in own:
+        if not callable(answer) or not hasattr(answer, "__name__"):
+            raise ConfigError(f"own takes functions and classes by their names, not {answer!r}.")
     swaps = [(find(answer.__name__).reference(), answer) for answer in own]
     changed = []
     try:

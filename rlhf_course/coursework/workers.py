@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,13 @@ from pathlib import Path
 
 import rlhf_course
 from rlhf_course.coursework import jobs
-from rlhf_course.errors import CourseError, TrainingError
+from rlhf_course.errors import ConfigError, CourseError, Interrupted, TrainingError
 from rlhf_course.progress import Bar
 
 Job = tuple[str, Path, str, dict]
 """Stage, run folder, world, settings; see `jobs`."""
 WORTH = 1000  # steps of the common bar that one run stands for
+PATIENCE = 20.0  # seconds that a worker may take to end
 DONE = "done"  # what a worker says behind each run
 
 
@@ -43,12 +45,16 @@ class Worker:
         self.share = 0.0
         package = str(Path(rlhf_course.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        self.errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115
+        alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
+        self.errors = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `stop`
+            mode="w+", encoding="utf-8", errors="replace"
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rlhf_course.coursework.workers"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             encoding="utf-8", env=os.environ | alone,
+            # A notebook's "interrupt" goes to the kernel's whole group; this one is told by `end`.
+            start_new_session=True,
         )  # fmt: skip
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -80,15 +86,24 @@ class Worker:
         name = self.job[1].name if self.job else "a worker"
         raise TrainingError(f"the run {name} failed: {said}")
 
-    def stop(self) -> None:
-        """End it, in the middle of a run if need be."""
-        if self.job is None:
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.close()  # it has nothing more to do, and ends by itself
-        else:
-            self.process.terminate()
-        self.process.wait(timeout=20)
-        self.errors.close()
+    def end(self) -> None:
+        """Ask it to end: in the middle of a run it finishes its step and leaves a checkpoint."""
+        if self.job is not None:
+            ask = signal.SIGTERM if os.name == "nt" else signal.SIGINT  # there it ends at once
+            self.process.send_signal(ask)
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()  # one that has nothing more to do ends by itself
+
+    def stop(self, patience: float = PATIENCE) -> None:
+        """Wait for its end, which is forced where that takes too long."""
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # pressed twice: at once
+            self.process.kill()
+            self.process.wait()
+            self.errors.close()
 
 
 def run_all(jobs: Sequence[Job], workers: int | None = None) -> None:
@@ -97,11 +112,16 @@ def run_all(jobs: Sequence[Job], workers: int | None = None) -> None:
     Raises TrainingError with what a run said when it fails; the others are ended with it. A run
     that was stopped goes on from its checkpoint the next time.
     """
+    workers = cores() if workers is None else workers
+    if workers < 1:
+        raise ConfigError(f"workers {workers}: give at least 1.")
     waiting, total = list(jobs), WORTH * len(jobs)
     bar = Bar(f"{len(jobs)} runs", total)
     bar.start()
-    pool = [Worker() for _ in range(min(workers or cores(), len(jobs)))]
+    pool: list[Worker] = []
     try:
+        for _ in range(min(workers, len(jobs))):
+            pool.append(Worker())
         while waiting or any(worker.job for worker in pool):
             for worker in pool:
                 worker.check()
@@ -114,9 +134,12 @@ def run_all(jobs: Sequence[Job], workers: int | None = None) -> None:
             bar.advance(min(int(WORTH * share), total - 1))
         bar.advance(total)
     finally:
-        for worker in pool:
-            worker.stop()
         bar.close()
+        with contextlib.ExitStack() as stack:  # whatever is raised, all of them are stopped
+            for worker in pool:
+                stack.callback(worker.stop)
+            for worker in pool:
+                worker.end()
 
 
 class PipeBar(Bar):
@@ -149,7 +172,7 @@ def main() -> None:
         stage, folder, world, settings = json.loads(line)
         try:
             jobs.run(stage, Path(folder), world, settings)
-        except CourseError as error:
+        except (CourseError, Interrupted) as error:
             sys.exit(str(error))
         print(DONE, file=PipeBar.pipe, flush=True)
 
