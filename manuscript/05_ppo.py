@@ -584,8 +584,8 @@ for name in sorted(name for name in runs if "fast" in name):
 # - **Learning rate × 10.** Within a few rollouts all answers become one worthless scrap, too short or without
 #   an end (see the length). The KL jumps to many nats, and the clip has not prevented it: it silences tokens one by
 #   one, *after* they have moved. Afterwards the curves are quiet, since nothing is sampled any more that could be better.
-# - **No normalisation.** At the careful learning rate above it hardly matters on this world, whose rewards
-#   happen to have a spread of about 1. At three times that rate (the printed lines: three seeds with and three
+# - **No normalisation.** At the careful learning rate above it hardly matters on this world, whose
+#   advantages happen to have a spread of about 1. At three times that rate (the printed lines: three seeds with and three
 #   without; "KL" is the largest of the run) every run is thrown off its way at least once. When we ran it, the raw
 #   runs fell lower, and the one drawn here did not come back; but the two groups touch. Three seeds show a tendency
 #   here, not a law.

@@ -377,6 +377,9 @@ own = [ptx_loss, RunningMoments, PopArt, masked_moments]
 yours = lab.train("ppo", name="06-yours", own=own, **base)
 package = [run.metrics for run in runs["everything on"]]
 keys = ["reward", "gold", "share_idk", "share_true", "kl", "explained_variance"]
+pairs = zip(yours.curve("kl"), runs["everything on"][0].curve("kl"), strict=True)
+gap = max(abs(a - b) for a, b in pairs)
+print(f"KL, largest difference to the package's run: {gap:.2g}")
 lab.show(
     lessons_ppo.bands(package, keys, yours=yours.metrics, target=base["kl_target"]),
     alt="Six curves of PPO-ptx with your functions, within the band of the package's "
@@ -384,7 +387,8 @@ lab.show(
 )
 
 # %% [markdown]
-# *What to see: your line is seed 0 once more, so it goes where the band goes. It jumps about more because the band is
+# *What to see: your line is seed 0 once more, so it goes where the band goes; the printed number is 0, or
+# rounding if your machine adds up in another order than the worker did. The line jumps about more because the band is
 # smoothed over three rollouts and the line is not.* "True answers" fall to nothing here too: the run is too short to tell
 # known people from strangers (chapter 5), and "I do not know" pays for four in five questions.
 #
@@ -446,8 +450,8 @@ lab.show(
 # - **Advantage norm**: look at the largest KL. Without it the size of a step follows the size of the advantages. When we
 #   ran it, two of three seeds were thrown much further out than any run with everything on, and came back; the third
 #   was not. A tendency that agrees with chapter 5's, and no more than that.
-# - **Reward norm**: no clear effect *here*. This reward model's answers happen to have a spread of about 1.3, so dividing by it
-#   makes the KL 1.3 times dearer relative to the reward, and that is all. On a reward in other units the same switch
+# - **Reward norm**: no clear effect *here*. This reward model's answers happen to have a spread of about 2 at first, so dividing by it
+#   makes the KL twice as dear relative to the reward, and that is all. On a reward in other units the same switch
 #   would decide everything: multiply the rewards by ten, and β has to be ten times larger. (The normalised run pays
 #   for it at first: its critic comes from the reward model, in the *old* unit, and needs its warm-up.)
 # - **Value norm**: no clear effect, for the same reason. PopArt pays when returns grow by orders of magnitude, as the
