@@ -23,7 +23,6 @@ import random
 from collections import defaultdict
 
 import torch
-
 from rlhf_course.plots import course_map
 from rlhf_course.plots import lessons_reward_model as figures
 

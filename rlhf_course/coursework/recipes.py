@@ -15,8 +15,14 @@ BASE: dict[str, dict[str, dict]] = {
         "sft": {"steps": 400, "lr": 4e-3},
         "comparisons": {"prompts": 3000, "heldout": 300},
         "reward_model": {"epochs": 3, "lr": 3e-3},
-        "ppo": {"iterations": 30, "critic_warmup": 3, "lr": 4e-4, "critic_lr": 8e-4,
-                "kl_horizon": 1280.0, "ptx_coef": 0.0},
+        "ppo": {
+            "iterations": 30,
+            "critic_warmup": 3,
+            "lr": 4e-4,
+            "critic_lr": 8e-4,
+            "kl_horizon": 1280.0,
+            "ptx_coef": 0.0,
+        },
         "dpo": {"lr": 1e-3, "epochs": 2},
     },
 }
