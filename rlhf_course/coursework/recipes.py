@@ -11,21 +11,15 @@ SEED = 0  # of the worlds and the base models that all chapters share
 BASE: dict[str, dict[str, dict]] = {
     "town": {},  # the presets of size "small" as they are
     "reviews": {  # one size smaller, and made in about a minute
-        "pretrain": {"model": "tiny", "steps": 1400, "lr": 7e-3, "warmup": 100},
-        "sft": {"steps": 400, "lr": 4e-3},
-        "comparisons": {"prompts": 3000, "heldout": 300},
-        "reward_model": {"epochs": 3, "lr": 3e-3},
-        "ppo": {
-            "iterations": 30,
-            "critic_warmup": 3,
-            "lr": 4e-4,
-            "critic_lr": 8e-4,
-            "kl_horizon": 1280.0,
-            "ptx_coef": 0.0,
-        },
-        "dpo": {"lr": 1e-3, "epochs": 2},
+        "pretrain": {"model": "tiny", "steps": 1400, "lr": 7e-3, "warmup": 100, "threads": 1},
+        "sft": {"steps": 400, "lr": 4e-3, "threads": 1},
+        "comparisons": {"prompts": 3000, "heldout": 300, "threads": 1},
+        "reward_model": {"epochs": 3, "lr": 3e-3, "threads": 1},
+        "ppo": {"iterations": 30, "critic_warmup": 3, "lr": 4e-4, "critic_lr": 8e-4,
+                "kl_horizon": 1280.0, "ptx_coef": 0.0, "threads": 1},
+        "dpo": {"lr": 1e-3, "epochs": 2, "threads": 1},
     },
-}
+}  # fmt: skip
 """World -> stage -> settings of the base pipeline."""
 
 QUICK = {
