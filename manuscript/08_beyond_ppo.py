@@ -163,8 +163,7 @@ lab.show(
 # *What to see. Left: chosen (solid) and rejected (dotted) part, as the loss wants, but nearly all of it by
 # the **rejected** falling; the chosen ones stay about where they were, or fall too. Middle: with β = 0.1
 # the KL of the policy's own answers settles, though nobody measures it: the pairs have fallen silent. With
-# β = 0.01 they never do, and no controller holds it. Right: what that is worth. In the loss, the second
-# run looks fine.*
+# β = 0.01 they never do, and no controller holds it. Right: what that is worth.*
 #
 # ## Without a critic: REINFORCE and its baselines
 #
@@ -392,9 +391,9 @@ for name, ends in results.items():
 # what a **second** buys. In the bars the dots are the seeds: a difference smaller than the spread of the
 # dots is no difference.*
 #
-# **Does the critic pay?** Here it does, a little: after as many answers PPO's dots lie above those of the
-# critic-free methods, at the same KL; but it takes longest, and at equal seconds the order is another one.
-# What would refute it: dots that overlap. **GRPO** learns fastest at first and then does worst: with
+# **Does the critic pay?** Here it seems to, a little: after as many answers PPO's dots lie at the upper end
+# or above those of the critic-free methods, at the same KL. But it takes longest, and at equal seconds the
+# order is another one. What would refute it: dots that overlap widely. **GRPO** learns fastest at first and then does worst: with
 # advantages of size one the coefficient of its KL term needs time to find the target, the policy
 # overshoots it, and beyond lies over-optimisation. **DPO** is the surprise: the best gold, at the smallest
 # KL, in the fewest seconds.
