@@ -232,7 +232,7 @@ def test_a_home_that_cannot_be_written_to_is_said(monkeypatch, tmp_path):
     with pytest.raises(CheckpointError, match="Set RLHF_COURSE_HOME"):
         lab.model("sft")
     with pytest.raises(TrainingError, match="Set RLHF_COURSE_HOME"):
-        lab.train_many({"a": {"stage": "pretrain"}})
+        lab.train_many({"a": {"stage": "pretrain"}}, workers=1)
 
 
 def test_runs_side_by_side_are_those_of_one_process(home):
@@ -248,7 +248,9 @@ def test_runs_side_by_side_are_those_of_one_process(home):
 
 def test_a_run_that_fails_says_why_and_ends_the_others(home):
     with pytest.raises(TrainingError, match=r"nonsense.*is not there|nonsense"):
-        lab.train_many({"bad": {"stage": "ppo", "model": str(home / "nonsense")}, "good": {}})
+        lab.train_many(
+            {"bad": {"stage": "ppo", "model": str(home / "nonsense")}, "good": {}}, workers=2
+        )
 
 
 def test_a_worker_that_dies_is_noticed(tmp_path):

@@ -155,7 +155,7 @@ def train_many(
 
     runs: name -> {"stage": …, settings}; a run may name its own "world". The package's functions
     are used. What was run before with the same settings is taken as it is.
-    workers: processes at a time, default one a core.
+    workers: processes at a time, default one a core (in quick mode: none but this one).
     """
     asked_for = []
     for name, asked in runs.items():
@@ -168,7 +168,10 @@ def train_many(
         for before in jobs.entry(stage)[2]:
             ensure(before, where)
     waiting = [job for job in asked_for if not jobs.is_done(*job)]
-    if waiting:
+    if jobs.quick() and workers is None:  # over before another process has started
+        for job in waiting:
+            jobs.run(*job)
+    elif waiting:
         run_all(waiting, workers)
     return {name: Trained(job[1]) for name, job in zip(runs, asked_for, strict=True)}
 
