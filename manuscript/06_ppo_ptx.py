@@ -387,8 +387,9 @@ lab.show(
 )
 
 # %% [markdown]
-# *What to see: your line is seed 0 once more, so it goes where the band goes; the printed number is 0, or
-# rounding if your machine adds up in another order than the worker did. The line jumps about more because the band is
+# *What to see: your line is seed 0 once more, so it goes where the band goes. The printed number is 0 when both ran on
+# equally many threads. The worker had one; with two, sums are rounded differently, a sampled token sooner or later comes
+# out differently, and from there on it is another run of the same kind. The line jumps about more because the band is
 # smoothed over three rollouts and the line is not.* "True answers" fall to nothing here too: the run is too short to tell
 # known people from strangers (chapter 5), and "I do not know" pays for four in five questions.
 #
@@ -447,9 +448,10 @@ lab.show(
 # What the table can and cannot say:
 #
 # - **ptx** is beyond doubt: every seed without it ends several times above every seed with it.
-# - **Advantage norm**: look at the largest KL. Without it the size of a step follows the size of the advantages. When we
-#   ran it, two of three seeds were thrown much further out than any run with everything on, and came back; the third
-#   was not. A tendency that agrees with chapter 5's, and no more than that.
+# - **Advantage norm**: no clear effect. One would look for it in the largest KL, since without it the size of a step
+#   follows the size of the advantages. In an earlier printing of this table, from other base models, two of three seeds
+#   without it were thrown far out and came back; in this one it is runs *with* everything on that reach furthest. The
+#   largest of thirty noisy values is a poor witness: chapter 5's tendency is neither confirmed nor refuted.
 # - **Reward norm**: no clear effect *here*. This reward model's answers happen to have a spread of about 2 at first, so dividing by it
 #   makes the KL twice as dear relative to the reward, and that is all. On a reward in other units the same switch
 #   would decide everything: multiply the rewards by ten, and β has to be ten times larger. (The normalised run pays
