@@ -54,6 +54,12 @@ RUNS = {
         eval_margin=0.7,
     ),
     "ppo": ppo_rows(),
+    "dpo": [
+        row | {"accuracy": 0.6, "reward_chosen": 0.1, "reward_rejected": -0.2, "margin": 0.3}
+        for row in supervised_rows(
+            60, kl=1.0, gold=0.2, eval_accuracy=0.7, length=7.0, eos_rate=0.9, share_true=0.3
+        )
+    ],
 }
 
 SHARES = {

@@ -2,3 +2,8 @@
 
 Nothing of the mathematics or the training imports this; it looks at them from outside.
 """
+
+import warnings
+
+# tqdm's complaint in a kernel without ipywidgets; the progress shown here needs none.
+warnings.filterwarnings("ignore", message="IProgress not found")
