@@ -292,5 +292,13 @@ def _open_at(path: Path, offset: int):
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """The rows of a run folder's `metrics.jsonl`."""
-    text = (Path(path) / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return _read_rows(Path(path) / "metrics.jsonl")
+
+
+def read_timing(path: str | os.PathLike) -> list[dict]:
+    """The rows of a run folder's `timing.jsonl`."""
+    return _read_rows(Path(path) / "timing.jsonl")
+
+
+def _read_rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.table import Table
 
 from rlhf_course.coursework import extract
+from rlhf_course.coursework.checked import Checked
 from rlhf_course.coursework.exercises import EXERCISES, Exercise
 from rlhf_course.coursework.settings import ProgressConfig
 from rlhf_course.coursework.trial import try_answer
@@ -35,13 +36,10 @@ def _own(value) -> bool:
 
 def state(exercise: Exercise, answer) -> str:
     """How far one answer is."""
-    outcomes = try_answer(exercise, answer)
-    right = sum(outcome.passed for outcome in outcomes)
-    if right == len(outcomes):
+    result = Checked(exercise, try_answer(exercise, answer), mistake=None)
+    if result:
         return "done"
-    if any(outcome.missing for outcome in outcomes):
-        return "not written"
-    return f"{right} of {len(outcomes)}"
+    return "not written" if result.missing else f"{result.right} of {len(result.outcomes)}"
 
 
 def files(places: tuple[Path, ...]) -> list[Path]:

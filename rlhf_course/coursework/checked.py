@@ -24,9 +24,13 @@ class Checked:
     def __bool__(self) -> bool:
         return all(outcome.passed for outcome in self.outcomes)
 
+    @property
+    def right(self) -> int:
+        """How many properties hold."""
+        return sum(outcome.passed for outcome in self.outcomes)
+
     def __repr__(self) -> str:
-        right = sum(outcome.passed for outcome in self.outcomes)
-        return f"<{self.exercise.name}: {right} of {len(self.outcomes)} right>"
+        return f"<{self.exercise.name}: {self.right} of {len(self.outcomes)} right>"
 
     def _ipython_display_(self) -> None:
         """Nothing: `check` has displayed it."""

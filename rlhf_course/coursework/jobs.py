@@ -103,17 +103,22 @@ def configuration(stage: str, folder: Path, world: str, settings: Mapping[str, A
 
 def is_done(stage: str, folder: Path, world: str, settings: Mapping[str, Any]) -> bool:
     """True where this very run is finished, by the package's functions alone."""
+    return _finished(configuration(stage, folder, world, settings))
+
+
+def _finished(config) -> bool:
+    folder = Path(config.out)
+    ours = (folder / "done.json").exists() and not _of_others(folder).exists()
+    return ours and _holds(config)
+
+
+def _holds(config) -> bool:
+    """True where the folder holds a run with these settings. One of the two identities may leave
+    out what the other names (`presets.ADDED`)."""
     from rlhf_course.files import read_json
     from rlhf_course.stages.presets import identity
 
-    if not (folder / "done.json").exists() or _of_others(folder).exists():
-        return False
-    wanted = identity(configuration(stage, folder, world, settings))
-    return _same(read_json(folder / "config.json"), wanted)
-
-
-def _same(there: dict, wanted: dict) -> bool:
-    """True where two identities agree; one may leave out what the other names (`presets.ADDED`)."""
+    there, wanted = read_json(Path(config.out) / "config.json"), identity(config)
     return all(there.get(k) == _plain(wanted.get(k)) for k in there.keys() | wanted.keys())
 
 
@@ -129,15 +134,16 @@ def run(
     again: it is run with a student's functions, so it is neither taken nor gone on with later.
     Where another notebook is at it, this one waits until that is done.
     """
-    if not again and is_done(stage, folder, world, settings):
-        return
     config = configuration(stage, folder, world, settings)
+    if not again and _finished(config):
+        return
     module, function = entry(stage)[1].split(":")
     with _alone(folder):
-        if not again and is_done(stage, folder, world, settings):
+        if not again and _finished(config):
             return  # while this one waited
         mark = _of_others(folder)
-        config.overwrite = again or mark.exists() or _is_other(config)
+        other = (folder / "config.json").exists() and not _holds(config)
+        config.overwrite = again or mark.exists() or other
         if again:
             mark.touch()
         with _silence():
@@ -178,17 +184,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _is_other(config) -> bool:
-    """True where the folder holds a run with other settings."""
-    from rlhf_course.files import read_json
-    from rlhf_course.stages.presets import identity
-
-    path = Path(config.out) / "config.json"
-    if not path.exists():
-        return False
-    return not _same(read_json(path), identity(config))
 
 
 @contextmanager

@@ -13,7 +13,6 @@ are tiny and hardly trained: that shows that a notebook works, nothing else.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +59,10 @@ class Trained:
     @property
     def seconds(self) -> float:
         """How long the steps took, without what is between them."""
-        text = (self.folder / "timing.jsonl").read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
+        from rlhf_course.runs import read_timing
+
         parts = ("seconds", "rollout_seconds", "scoring_seconds", "update_seconds")
-        return sum(row.get(part, 0.0) for row in rows for part in parts)
+        return sum(row.get(part, 0.0) for row in read_timing(self.folder) for part in parts)
 
     def model(self) -> tuple[Any, Any]:
         """(model, tokenizer): a language model, or the ScalarModel of a reward-model run."""

@@ -62,15 +62,14 @@ def mark(outcome: Outcome) -> str:
 def headline(result: Checked) -> str:
     """One line that says how it went."""
     exercise, total = result.exercise, len(result.outcomes)
-    right = sum(outcome.passed for outcome in result.outcomes)
     if result:
         return f"{exercise.qualname}: all {total} properties hold. Well done."
-    if result.missing and not right:
+    if result.missing and not result.right:
         return (
             f"{exercise.qualname} is not written yet. Replace `raise NotImplementedError` by your "
             "code; the hints below it help."
         )
-    return f"{exercise.qualname}: {right} of {total} properties hold."
+    return f"{exercise.qualname}: {result.right} of {total} properties hold."
 
 
 def details(result: Checked) -> list[tuple[str, str]]:

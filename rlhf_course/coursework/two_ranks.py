@@ -10,7 +10,6 @@ answers, whitens its advantages in both ways, and adds its part to the policy's 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import rlhf_course
 from rlhf_course import ppo
 from rlhf_course.coursework import jobs, lab
+from rlhf_course.coursework.workers import one_thread
 from rlhf_course.errors import TrainingError
 from rlhf_course.huggingface import load_language_model
 from rlhf_course.mdp import masked_sum
@@ -91,12 +90,10 @@ def measure(
 
 def _run_both(folder: Path) -> None:
     """Start both ranks, wait, and end the other one where one fails."""
-    package = str(Path(rlhf_course.__file__).parents[1])
-    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "rlhf_course.coursework.two_ranks", str(folder), str(rank)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+            env=one_thread(),
             stderr=subprocess.PIPE, text=True, encoding="utf-8",
         )
         for rank in (0, 1)

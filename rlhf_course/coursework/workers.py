@@ -37,22 +37,27 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def one_thread() -> dict[str, str]:
+    """The environment of a process of its own: this very package, one thread, texts in UTF-8."""
+    package = str(Path(rlhf_course.__file__).parents[1])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
+    return os.environ | alone
+
+
 class Worker:
     """A process that does one run after another."""
 
     def __init__(self):
         self.job: Job | None = None
         self.share = 0.0
-        package = str(Path(rlhf_course.__file__).parents[1])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
         self.errors = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `stop`
             mode="w+", encoding="utf-8", errors="replace"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rlhf_course.coursework.workers"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            encoding="utf-8", env=os.environ | alone,
+            encoding="utf-8", env=one_thread(),
             # A notebook's "interrupt" goes to the kernel's whole group; this one is told by `end`.
             start_new_session=True,
         )  # fmt: skip

@@ -11,6 +11,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_course.plots.style import (
+    BAD,
     COLOURS,
     INK,
     RUNS,
@@ -56,14 +57,18 @@ def score_scale(
     dress(left, "Spread of the scores", "width of a head d, dimensions", "standard deviation")
     dress(right, "Largest of the weights", "width of a head d, dimensions", "mean over queries")
     for ax, table in ((left, spread), (right, largest)):
-        for (label, values), (colour, style, marker) in zip(table.items(), RUNS, strict=False):
-            ax.plot(widths, values, marker, linestyle=style, color=colour, markersize=4,
-                    label=label)  # fmt: skip
+        _draw_all(ax, widths, table)
         ax.set_xscale("log", base=2)
         ax.set_xticks(widths, [str(width) for width in widths])
-        from_zero(ax)
-        legend(ax)
     return figure
+
+
+def _draw_all(ax: Axes, x: Sequence[float], table: Mapping[str, Sequence[float]]) -> None:
+    """A named line with markers for each row of the table, from zero on."""
+    for (label, values), (colour, style, marker) in zip(table.items(), RUNS, strict=False):
+        ax.plot(x, values, marker, linestyle=style, color=colour, markersize=4, label=label)
+    from_zero(ax)
+    legend(ax)
 
 
 def shift_by_one(tokens: Sequence[str]) -> Figure:
@@ -158,11 +163,7 @@ def cache_cost(
     dress(left, "Work", "new tokens an answer", "positions computed an answer")
     dress(right, "Time", "new tokens an answer", "seconds for all answers")
     for ax, table in ((left, work), (right, seconds)):
-        for (label, values), (colour, style, marker) in zip(table.items(), RUNS, strict=False):
-            ax.plot(lengths, values, marker, linestyle=style, color=colour, markersize=4,
-                    label=label)  # fmt: skip
-        from_zero(ax)
-        legend(ax)
+        _draw_all(ax, lengths, table)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 
@@ -208,7 +209,7 @@ def gallery(
     for ax, (label, values) in zip(axes, runs.items(), strict=True):
         dress(ax, label, "update", unit)
         _draw_loss(ax, healthy, "healthy", COLOURS["reference"], "-")
-        _draw_loss(ax, values, "broken", "#D55E00", "-")
+        _draw_loss(ax, values, "broken", BAD, "-")
         low, high = min([*values, *levels.values()]), max([*values, *levels.values()])
         ax.set_ylim(0.8 * low, 1.3 * high)
         scale(ax, "log")

@@ -11,6 +11,7 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_course.plots.style import (
+    BAD,
     COLOURS,
     INK,
     LIGHT,
@@ -28,7 +29,7 @@ from rlhf_course.plots.style import (
 )
 
 POLICY, REFERENCE, CRITIC = COLOURS["policy"], COLOURS["reference"], COLOURS["critic"]
-REWARD, BAD = COLOURS["reward"], "#D55E00"
+REWARD = COLOURS["reward"]
 
 
 # ------------------------------------------------------------------------------------ the theory

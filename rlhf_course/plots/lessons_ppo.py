@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_course.plots.style import (
+    BAD,
     COLOURS,
     INK,
     LIGHT,
@@ -26,7 +27,7 @@ from rlhf_course.plots.style import (
 )
 
 POLICY, REFERENCE, CRITIC = COLOURS["policy"], COLOURS["reference"], COLOURS["critic"]
-GOOD, BAD = COLOURS["reward"], "#D55E00"
+GOOD = COLOURS["reward"]
 
 Loss = Callable[..., tuple[torch.Tensor, dict]]
 """`ppo.policy_loss` or `ppo.value_loss`, the package's or a student's."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_course.plots.style import (
+    BAD,
     COLOURS,
     INK,
     LIGHT,
@@ -26,7 +27,6 @@ from rlhf_course.plots.style import (
 )
 
 POLICY, REFERENCE, CRITIC = COLOURS["policy"], COLOURS["reference"], COLOURS["critic"]
-BAD = "#D55E00"
 
 
 def forgetting(

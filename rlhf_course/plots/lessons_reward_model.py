@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_course.plots.style import (
+    BAD,
     COLOURS,
     INK,
     LIGHT,
@@ -27,7 +28,6 @@ from rlhf_course.plots.style import (
 )
 
 REWARD, PROXY, REFERENCE = COLOURS["reward"], COLOURS["proxy"], COLOURS["reference"]
-BAD = "#D55E00"
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -21,6 +21,9 @@ COLOURS = {
     "gold": "#E69F00", "proxy": "#882255",
 }  # fmt: skip
 
+BAD = "#D55E00"
+"""What was broken, wherever it stands beside what is healthy."""
+
 # Kind of answer -> label, colour, colour of the numbers printed on it; in the order of drawing.
 VERDICTS = {
     "true": ("true", "#009E73", "white"),

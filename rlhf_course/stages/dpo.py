@@ -23,15 +23,16 @@ from torch import Tensor, nn
 from rlhf_course.beyond_ppo import dpo_loss
 from rlhf_course.errors import check_finite
 from rlhf_course.evaluation import preference_accuracy, reward_margin
-from rlhf_course.mdp import action_mask, kl_estimate, masked_sum
+from rlhf_course.mdp import action_mask, masked_sum
 from rlhf_course.padding import pad_rows
 from rlhf_course.rollout import action_logprobs
 from rlhf_course.runs import Run, State
 from rlhf_course.stages.checks import check_settings
+from rlhf_course.stages.evaluate import kl_to
 from rlhf_course.stages.presets import PRESETS, identity, resolve
 from rlhf_course.stages.prompts import judged, world_tasks
 from rlhf_course.stages.reward_model import Ranked, ranked_answers
-from rlhf_course.stages.rollouts import Task, collect, in_parts
+from rlhf_course.stages.rollouts import Task, collect
 from rlhf_course.stages.settings import DPOConfig
 from rlhf_course.stages.setup import (
     announce,
@@ -171,18 +172,10 @@ class DPOTrainer:
         answers = collect(
             self.policy, self.tasks, self.tokenizer, self.config, generator, self.policy.context
         )
-
-        def divergence(tokens: Tensor, mask: Tensor) -> tuple[Tensor]:
-            ours, theirs = (
-                action_logprobs(model, tokens, mask, self.config.temperature)[0]
-                for model in (self.policy, self.reference)
-            )
-            return (masked_sum(kl_estimate(ours, theirs), mask, dim=1),)
-
-        (kl,) = in_parts(divergence, PART, answers.tokens, answers.mask)
+        kl = kl_to(self.policy, self.reference, answers, self.config.temperature)
         self.policy.train()
         out |= {
-            "kl": kl.mean().item(),
+            "kl": kl,
             "length": answers.response_lengths.float().mean().item(),
             "eos_rate": answers.finished.float().mean().item(),
         }
@@ -216,18 +209,20 @@ def dpo(config: DPOConfig) -> Path:
         return run.model_dir
     trainer = DPOTrainer(config, device)
     run.total = trainer.total
+    summary: dict = {}
     with run:
         for step in run.steps(State({"policy": trainer.policy}, {"adam": trainer.optimizer})):
             began = time.perf_counter()
             metrics = trainer.update(step)
             seconds = time.perf_counter() - began
             if (step + 1) % config.eval_every == 0 or step + 1 == trainer.total:
-                metrics |= trainer.measure()
+                summary = trainer.measure()
+                metrics |= summary
             run.log(step, metrics, {"seconds": seconds, "pairs_per_second": config.batch / seconds})
         conclude(
             run,
             "dpo",
             lambda folder: trainer.policy.save_pretrained(folder, trainer.tokenizer),
-            trainer.measure(),
+            summary or trainer.measure(),  # measured here where it was resumed behind the last step
         )
     return run.model_dir
