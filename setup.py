@@ -1,6 +1,8 @@
-"""What pyproject.toml cannot say: the exercises' tests and mutants travel in the wheel.
+"""What pyproject.toml cannot say: the exercises' tests and mutants travel in the wheel, and the
+tested versions of the dependencies.
 
-`check` needs them where no clone of the repository is. An editable install uses those of tests/.
+`check` and `grade` need them where no clone of the repository is. An editable install uses those
+of the clone.
 """
 
 from pathlib import Path
@@ -11,6 +13,7 @@ from setuptools.command.build_py import build_py
 TESTS = Path("tests")
 PATTERNS = ("exercises/*.py", "mutants/*.py", "data/golden.json")
 PLACE = Path("rlhf_course", "coursework", "bank")
+VERSIONS, THEIR_PLACE = "constraints.txt", Path("rlhf_course", "grading", "bundle")
 
 
 class BuildWithTheBank(build_py):
@@ -22,7 +25,8 @@ class BuildWithTheBank(build_py):
             return {}
         files = [file for pattern in PATTERNS for file in sorted(TESTS.glob(pattern))]
         place = Path(self.build_lib) / PLACE
-        return {str(place / file.relative_to(TESTS)): str(file) for file in files}
+        found = {str(place / file.relative_to(TESTS)): str(file) for file in files}
+        return found | {str(Path(self.build_lib) / THEIR_PLACE / VERSIONS): VERSIONS}
 
     def run(self) -> None:
         """Copy the package, then the bank."""

@@ -24,6 +24,7 @@ from rich.markup import escape
 
 from rlhf_course.coursework.settings import ProgressConfig
 from rlhf_course.errors import EXIT_CODE, CourseError, Interrupted
+from rlhf_course.grading.settings import GradeConfig
 from rlhf_course.progress import console, error_console
 from rlhf_course.stages import settings
 
@@ -55,6 +56,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "dpo": (settings.DPOConfig, "dpo:dpo"),
     "evaluate": (settings.EvaluateConfig, "evaluate:evaluate"),
     "chat": (settings.ChatConfig, "chat:chat"),
+    "grade": (GradeConfig, "rlhf_course.grading.command:grade"),
     "progress": (ProgressConfig, "rlhf_course.coursework.advance:progress"),
 }
 

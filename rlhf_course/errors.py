@@ -37,6 +37,10 @@ class ConfigError(CourseError):
     """A setting is unknown, out of range, or contradicts another one."""
 
 
+class GradingError(CourseError):
+    """The autograder cannot work: players do not start here, or it has been damaged itself."""
+
+
 class Interrupted(Exception):
     """Ctrl-C was pressed, and what was to be saved has been. The command line exits with 130."""
 

@@ -1,6 +1,7 @@
 """The check button: right, wrong, not written; what is shown; and `rlhf-course progress`."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -292,6 +293,6 @@ def test_definitions_are_taken_without_running_the_rest():
         "import math\nX = 3\nY = math.pi\nprint(1/0)\ndef f(): return X",
         "def f(): return 2 * X",
     ]
-    found = extract.namespace(extract.definitions(cells))
+    found = extract.namespace(extract.statements(cells))
     assert found["f"]() == 6
-    assert "Y" not in found
+    assert found["Y"] == math.pi

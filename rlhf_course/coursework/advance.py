@@ -23,15 +23,17 @@ from rlhf_course.progress import console
 
 def states(file: Path) -> dict[str, str]:
     """Exercise id -> "done", "3 of 5", "not written", for the exercises that a notebook defines."""
-    statements = extract.definitions(extract.cells(file))
+    statements = extract.statements(extract.cells(file))
+    defined = set().union(*(statement.defines for statement in statements))
+    found = {}
     with redirect_stdout(StringIO()):  # what an answer prints belongs in its notebook
-        defined = extract.namespace(statements)
-        return {e.id: state(e, defined[e.name]) for e in EXERCISES if _own(defined.get(e.name))}
-
-
-def _own(value) -> bool:
-    """True for what the notebook defines itself, not what it imports."""
-    return getattr(value, "__module__", None) == "notebook"
+        for exercise in EXERCISES:
+            if exercise.name in defined:
+                own = extract.namespace(extract.needed(statements, exercise.name))
+                answer = own.get(exercise.name)
+                if callable(answer) and answer is not exercise.reference():
+                    found[exercise.id] = state(exercise, answer)
+    return found
 
 
 def state(exercise: Exercise, answer) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from rlhf_course.coursework import execute, manuscript, notebook, project
+from rlhf_course.coursework import execute, manuscript, notebook, project, variants
 from rlhf_course.errors import EXIT_CODE, ConfigError, CourseError
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class BuildConfig:
     """Execute all in quick mode, to see whether they run; solutions/ is left as it is."""
     root: Path = field(default=project.ROOT)
     """The folder with manuscript/, chapters/ and solutions/."""
+    variants: int | None = None
+    """Print the chapters for graded use instead, with other variants of some exercises: any number,
+    and the one to grade with. The solutions are not executed, unless --quick tries them."""
+    out: Path | None = None
+    """The folder for these chapters and their solutions."""
 
 
 def manuscripts(root: Path, chapters: tuple[int, ...] = ()) -> list[Path]:
@@ -58,7 +63,7 @@ def put(file: Path, content: bytes) -> bool:
     """Write a file unless it holds these bytes already; True when it was written."""
     if file.exists() and file.read_bytes() == content:
         return False
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     part.write_bytes(content)
     part.replace(file)
@@ -121,15 +126,39 @@ def peak_memory() -> str:
     return f", at most {size / (1e9 if sys.platform == 'darwin' else 1e6):.1f} GB of memory so far"
 
 
+def build_variants(config: BuildConfig, file: Path) -> str:
+    """Write a chapter for graded use and its solution; returns in words what stands in it.
+
+    Raises ConfigError when the solution fails in quick mode, where that is asked for.
+    """
+    text = manuscript.read(file)
+    chosen = variants.choose(config.variants, [exercise.id for exercise in text.exercises])
+    for edition in (notebook.CHAPTERS, notebook.SOLUTIONS):
+        built = notebook.build(text, edition, chosen)
+        put(target(config.out, edition, text.stem), notebook.write(built))
+    told = [f"{id} {variant.name}" for id, variant in chosen.items() if variant]
+    if config.quick:
+        execute.execute(built, QUICK)
+    return ", ".join(told or ["as it is published"]) + ("; it runs" if config.quick else "")
+
+
 def build(config: BuildConfig) -> bool:
     """Build what the configuration asks for; False when a notebook failed."""
     files = manuscripts(config.root, config.chapters)
+    if (config.variants is None) != (config.out is None):
+        raise ConfigError("--variants and --out go together: a number, and a folder for them.")
+    if config.out is not None and config.out.resolve() == config.root.resolve():
+        raise ConfigError(f"{config.out}: the published chapters stand there. Name another folder.")
     steps = [(notebook.CHAPTERS, file) for file in files]
     steps += [(notebook.SOLUTIONS, file) for file in files]
+    if config.variants is not None:
+        steps = [("variants", file) for file in files]
     good = True
     for edition, file in steps:
         try:
-            if edition == notebook.CHAPTERS:
+            if edition == "variants":
+                done = build_variants(config, file)
+            elif edition == notebook.CHAPTERS:
                 done = "written" if build_student(config.root, file) else "unchanged"
             else:
                 done = build_solution(config.root, file, config)

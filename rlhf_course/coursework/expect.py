@@ -114,10 +114,14 @@ def _kind(x: Tensor) -> str:
 # -------------------------------------------------------------------------------- calling an answer
 
 
-def _own(value):
-    """A copy that the answer may do with what it likes."""
+def own(value):
+    """A copy that the answer may do with what it likes; of tensors without their gradient."""
     if isinstance(value, Tensor):
         return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: own(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        return type(value)(map(own, value))
     return copy.deepcopy(value)
 
 
@@ -134,18 +138,18 @@ def _named(function: Callable, args: Sequence, kwargs: dict) -> dict:
 def call(function: Callable, args: Sequence, kwargs: dict | None = None):
     """function(*args, **kwargs) on copies. Mismatch when it raises or changes an input in place."""
     kwargs = kwargs or {}
-    own_args, own_kwargs = [_own(a) for a in args], {k: _own(v) for k, v in kwargs.items()}
+    own_args, own_kwargs = [own(a) for a in args], {k: own(v) for k, v in kwargs.items()}
     inputs = _named(function, args, kwargs)
     got = _guarded(function, own_args, own_kwargs, inputs)
     for name, before, after in zip(
         inputs, (*args, *kwargs.values()), (*own_args, *own_kwargs.values()), strict=True
     ):
-        if _changed(before, after):
+        if changed(before, after):
             raise Mismatch(f"it changed its input {name} in place", inputs, before, after)
     return got
 
 
-def _changed(before, after) -> bool:
+def changed(before, after) -> bool:
     """True where an input, or what a list, tuple or dict of inputs holds, is not what it was."""
     if isinstance(before, Tensor) and isinstance(after, Tensor):
         before, after = (torch.nan_to_num(x.detach().double(), nan=7.25) for x in (before, after))
@@ -153,9 +157,9 @@ def _changed(before, after) -> bool:
     if type(before) is not type(after):
         return True
     if isinstance(before, dict):
-        return before.keys() != after.keys() or any(_changed(before[k], after[k]) for k in before)
+        return before.keys() != after.keys() or any(changed(before[k], after[k]) for k in before)
     if isinstance(before, (tuple, list)):
-        return len(before) != len(after) or any(map(_changed, before, after))
+        return len(before) != len(after) or any(map(changed, before, after))
     return isinstance(before, (int, str)) and before != after
 
 
@@ -198,7 +202,7 @@ def raises(function: Callable, args: Sequence, error=ValueError, kwargs: dict | 
     """The call raises this error."""
     inputs = _named(function, args, kwargs or {})
     try:
-        got = function(*[_own(a) for a in args], **(kwargs or {}))
+        got = function(*[own(a) for a in args], **(kwargs or {}))
     except (Exception, SystemExit) as raised:
         if unwritten(raised):
             raise
@@ -229,13 +233,13 @@ def gradients(
     The cotangents are random, but the same for every function called with results of these shapes.
     What no gradient reaches gets zeros. double: float arguments become float64 (for an oracle).
     """
-    own = [_own(a) for a in args]
+    mine = [own(a) for a in args]
     if double:
-        own = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in own]
+        mine = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in mine]
     for i in wrt:
-        own[i].requires_grad_(True)
-    kwargs = {k: _own(v) for k, v in (kwargs or {}).items()}
-    got = pick(_guarded(function, own, kwargs, _named(function, args, kwargs)))
+        mine[i].requires_grad_(True)
+    kwargs = {k: own(v) for k, v in (kwargs or {}).items()}
+    got = pick(_guarded(function, mine, kwargs, _named(function, args, kwargs)))
     generator = torch.Generator().manual_seed(5)
     total = torch.zeros((), dtype=torch.float64)
     for out in _tensors(got):
@@ -243,7 +247,7 @@ def gradients(
             cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64) + 0.5
             if out.requires_grad:  # drawn all the same, so that every output keeps its own
                 total = total + (out.double() * cotangent).sum()
-    leaves = [own[i] for i in wrt]
+    leaves = [mine[i] for i in wrt]
     found = [None] * len(leaves)
     if total.requires_grad:
         found = torch.autograd.grad(total, leaves, allow_unused=True)

@@ -7,7 +7,9 @@ exercise's of its name), so that an edit in one place leaves the ids of all othe
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rlhf_course.coursework import exercises, project, source
@@ -15,6 +17,8 @@ from rlhf_course.coursework.manuscript import Directive, Manuscript, file_name
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
+
+    from rlhf_course.coursework.variant_forms import Variant
 
 CHAPTERS, SOLUTIONS = "chapters", "solutions"
 """The two editions, which are the names of their folders too."""
@@ -33,6 +37,12 @@ HEADING = "\n## "
 """The boot cell stands before the opening's last one."""
 FILE = "](repository:"
 """In prose, `[text](repository:rlhf_course/ppo.py)` links to a file of the repository."""
+GIVEN = """\
+{story}
+from rlhf_course.coursework import variants
+
+{name} = variants.usual_form({name}, "{variant}")
+"""
 ALWAYS = ("math", "torch", "torch.nn.functional as F")
 """Imported beside what the solutions need: another right answer may need them."""
 METADATA = {
@@ -41,21 +51,28 @@ METADATA = {
 }
 
 
-def build(manuscript: Manuscript, edition: str) -> NotebookNode:
-    """The notebook of one edition, not executed."""
+def build(
+    manuscript: Manuscript, edition: str, chosen: Mapping[str, Variant | None] | None = None
+) -> NotebookNode:
+    """The notebook of one edition, not executed.
+
+    chosen: exercise id -> the variant to be printed in its place (`variants.choose`).
+    """
     import nbformat
 
+    chosen = {e.id: (chosen or {}).get(e.id) for e in manuscript.exercises}
     opening, *rest = manuscript.parts
     first, heading, second = opening.source.rpartition(HEADING)
-    cells = [_opening(manuscript, first or second, edition), _boot()]
+    published = not any(chosen.values())
+    cells = [_opening(manuscript, first or second, edition, published), _boot()]
     if manuscript.exercises:
-        lines = source.imports([exercise.id for exercise in manuscript.exercises], ALWAYS)
+        lines = source.imports(list(chosen), ALWAYS, chosen)
         cells.append(_code(f"# What the exercises of this chapter are made of.\n{lines}"))
     if heading:  # so that no heading is torn from what stands under it
         cells.append(_markdown(heading + second))
     for part in rest:
         if isinstance(part, Directive):
-            cells += _exercise(manuscript, part, edition)
+            cells += _exercise(manuscript, part, edition, chosen[part.exercise.id])
         elif part.kind == "code":
             cells.append(_code(part.source, tags=part.tags))
         else:
@@ -117,17 +134,22 @@ def _link(chapter: int, edition: str, folder: str = "") -> str:
     return f"[Chapter {chapter}: {exercises.STEMS[chapter]}]({folder}{file_name(chapter)}.ipynb)"
 
 
-def _opening(manuscript: Manuscript, text: str, edition: str) -> NotebookNode:
-    """The first cell, with the ways out of the notebook below its title."""
+def _opening(manuscript: Manuscript, text: str, edition: str, published: bool) -> NotebookNode:
+    """The first cell, with the ways out of the notebook below its title.
+
+    A chapter with variants is not published: Colab has another one, and students have no solutions.
+    """
     title, _, rest = text.partition("\n")
     chapter, ways = manuscript.chapter, []
-    ways.append(f"{BADGE}({project.colab(f'{edition}/{manuscript.stem}.ipynb')})")
+    if published:
+        ways.append(f"{BADGE}({project.colab(f'{edition}/{manuscript.stem}.ipynb')})")
     if chapter > 0:
         ways.append(f"← {_link(chapter - 1, edition)}")
     if chapter + 1 < len(exercises.STEMS):
         ways.append(f"{_link(chapter + 1, edition)} →")
-    label = "with solutions" if edition == CHAPTERS else "without solutions"
-    ways.append(f"[this chapter {label}]({_other(manuscript, edition)})")
+    if published or edition == SOLUTIONS:
+        label = "with solutions" if edition == CHAPTERS else "without solutions"
+        ways.append(f"[this chapter {label}]({_other(manuscript, edition)})")
     return _markdown(f"{title}\n\n{' · '.join(ways)}\n\n{rest.strip()}", id="opening")
 
 
@@ -139,34 +161,52 @@ def _other(manuscript: Manuscript, edition: str) -> str:
 # ------------------------------------------------------------------------------------ exercises
 
 
-def _exercise(manuscript: Manuscript, part: Directive, edition: str) -> list[NotebookNode]:
-    """Header, function, check, and hints with the link to the other edition."""
+def _exercise(
+    manuscript: Manuscript, part: Directive, edition: str, variant: Variant | None
+) -> list[NotebookNode]:
+    """Header, function, check, and hints with the link to the other edition.
+
+    Behind a variant stands what makes its function the one that the rest of the chapter calls.
+    """
     exercise = part.exercise
-    text = source.blank(exercise.id) if edition == CHAPTERS else source.solved(exercise.id)
+    written = source.blank if edition == CHAPTERS else source.solved
     name = exercise.qualname.replace(".", "-")
-    return [
-        _markdown(_header(part), id=f"header-{name}"),
-        _code(text, id=f"exercise-{name}", nbgrader=_nbgrader(name, solution=True)),
+    other = variant is not None and not variant.usual
+    asked = f', variant="{variant.name}"' if other else ""
+    cells = [
+        _markdown(_header(part, variant), id=f"header-{name}"),
         _code(
-            f"check({exercise.name})",
+            written(exercise.id, variant),
+            id=f"exercise-{name}",
+            nbgrader=_nbgrader(name, solution=True),
+        ),
+        _code(
+            f"check({exercise.name}{asked})",
             id=f"check-{name}",
             nbgrader=_nbgrader(f"check-{name}", points=exercise.points),
         ),
-        _markdown(_hints(manuscript, part, edition), id=f"hints-{name}"),
+        _markdown(_hints(manuscript, part, edition, variant), id=f"hints-{name}"),
     ]
+    if other:
+        story = f"Given. From here on `{exercise.name}` {variant.after}."
+        story = textwrap.fill(story, source.WIDTH, initial_indent="# ", subsequent_indent="# ")
+        text = GIVEN.format(story=story, name=exercise.name, variant=variant.name)
+        cells.append(_code(text, id=f"given-{name}"))
+    return cells
 
 
 def _heading(part: Directive) -> str:
     return f"Exercise {part.number}: {part.exercise.qualname}"
 
 
-def _header(part: Directive) -> str:
+def _header(part: Directive, variant: Variant | None) -> str:
     exercise = part.exercise
     points = "1 point" if exercise.points == 1 else f"{exercise.points} points"
+    asked = f"\n\n**In this version:** {variant.says}" if variant else ""
     return (
         f"### {_heading(part)}\n\n"
         f"difficulty {dots(exercise.difficulty)} · importance {dots(exercise.importance)} · "
-        f"about {exercise.minutes} minutes · {points}"
+        f"about {exercise.minutes} minutes · {points}{asked}"
     )
 
 
@@ -175,12 +215,14 @@ def dots(level: int) -> str:
     return "●" * level + "○" * (5 - level)
 
 
-def _hints(manuscript: Manuscript, part: Directive, edition: str) -> str:
+def _hints(manuscript: Manuscript, part: Directive, edition: str, variant: Variant | None) -> str:
     """Each hint folded; Markdown within HTML needs the empty lines."""
     folded = [
         f"<details><summary>Hint {count}</summary>\n\n{hint}\n\n</details>"
-        for count, hint in enumerate(part.hints, 1)
+        for count, hint in enumerate((variant and variant.hints) or part.hints, 1)
     ]
+    if variant and edition == CHAPTERS:
+        return "\n\n".join(folded)
     label = "The solution" if edition == CHAPTERS else "The exercise, to be solved"
     place = f"{_other(manuscript, edition)}#{_heading(part).replace(' ', '-')}"
     return "\n\n".join([*folded, f"[{label}]({place})"])

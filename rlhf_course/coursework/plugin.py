@@ -13,7 +13,7 @@ def pytest_addoption(parser) -> None:
     """`--exercise-seed N`."""
     group = parser.getgroup("rlhf-course")
     group.addoption(
-        "--exercise-seed", type=int, default=0, help="seed of the exercises' random inputs"
+        "--exercise-seed", type=int, help="seed of the exercises' random inputs [0]"
     )
 
 
@@ -30,7 +30,8 @@ def rng(request):
     """Random numbers: a function of the test's name and of --exercise-seed."""
     from rlhf_course.coursework.trial import generator
 
-    return generator(request.function.__name__, request.config.getoption("--exercise-seed"))
+    seed = request.config.getoption("--exercise-seed") or 0
+    return generator(request.function.__name__, seed)
 
 
 @pytest.fixture(scope="session")

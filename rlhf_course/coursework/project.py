@@ -10,6 +10,7 @@ import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import rlhf_course
 from rlhf_course.errors import ConfigError
@@ -24,18 +25,19 @@ COLAB = "https://colab.research.google.com"
 def repository() -> str:
     """The repository's address, without a slash at its end: https://github.com/OWNER/REPO."""
     clone = ROOT / "pyproject.toml"
-    urls = _written(clone) if clone.exists() else _installed()
+    urls = written(clone).get("urls", {}) if clone.exists() else _installed()
     if not urls.get("Repository", "").startswith("https://"):
         raise ConfigError(f"{clone}: [project.urls] names no Repository of the form https://…")
     return urls["Repository"].rstrip("/")
 
 
-def _written(file: Path) -> dict[str, str]:
+def written(file: Path) -> dict[str, Any]:
+    """The table [project] of a pyproject.toml."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.loads(file.read_text(encoding="utf-8"))["project"].get("urls", {})
+    return tomllib.loads(file.read_text(encoding="utf-8"))["project"]
 
 
 def _installed() -> dict[str, str]:

@@ -18,10 +18,11 @@ import symtable
 import sys
 import textwrap
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rlhf_course.coursework import exercises
 from rlhf_course.errors import ConfigError
@@ -120,8 +121,16 @@ class Definition:
         return "\n".join([self.head, body, self.tail])
 
 
-def definition(id: str) -> Definition:
-    """Find an exercise in the package. Raises ConfigError where it has no solution markers."""
+def definition(id: str, variant: Any = None) -> Definition:
+    """Find an exercise in the package, or what a variant of it asks for (`variant_texts`).
+
+    Raises ConfigError where it has no solution markers.
+    """
+    found = _definition(id)
+    return found if variant is None else variant.asked(found)
+
+
+def _definition(id: str) -> Definition:
     exercise = exercises.find(id)
     written, node = _locate(f"{PACKAGE}.{exercise.module}", exercise.name, id)
     text = written.text(node)
@@ -169,15 +178,27 @@ def _markers(text: str, where: str) -> tuple[int, int]:
     return found[0].start[0] - 1, found[1].start[0] - 1
 
 
-def solved(id: str) -> str:
+def solved(id: str, variant: Any = None) -> str:
     """The exercise as a notebook cell with the package's own answer, markers kept."""
-    found = definition(id)
+    found = definition(id, variant)
     return "\n".join([found.head, found.answer, found.tail])
 
 
-def blank(id: str) -> str:
+def blank(id: str, variant: Any = None) -> str:
     """The exercise as a student gets it: `raise NotImplementedError` between the markers."""
-    return definition(id).with_answer(BLANK)
+    return definition(id, variant).with_answer(BLANK)
+
+
+def edited(text: str, edits: Sequence[tuple[str, str]], whose: str) -> str:
+    """The text with each (old, new) replaced. ValueError where an old one stands there not once."""
+    for old, new in edits:
+        if text.count(old) != 1:
+            raise ValueError(
+                f"{whose}: {old!r} stands {text.count(old)} times in the solution, not once. "
+                "Fit the edit to the solution."
+            )
+        text = text.replace(old, new)
+    return text
 
 
 # -------------------------------------------------------------------------------------- imports
@@ -200,13 +221,15 @@ def free_names(code: str) -> set[str]:
     return read - defined - set(dir(builtins))
 
 
-def imports(ids: Sequence[str], also: Iterable[str] = ()) -> str:
+def imports(
+    ids: Sequence[str], also: Iterable[str] = (), chosen: Mapping[str, Any] | None = None
+) -> str:
     """The import lines that the cells of these exercises need, in the order of the cells.
 
     What the defining module imports is imported in the same way, what it defines from there. An
     exercise that stands before the one using it is not imported: there the student's own is meant.
     One that comes later is, until the student's takes its name. `also`: modules to import besides,
-    as "torch.nn.functional as F".
+    as "torch.nn.functional as F". chosen: id -> variant, where not the usual form is asked for.
     """
     plain = set(also)
     members: dict[str, set[str]] = {}
@@ -214,7 +237,8 @@ def imports(ids: Sequence[str], also: Iterable[str] = ()) -> str:
     for id in ids:
         found = definition(id)
         name = found.exercise.name
-        for needed in free_names(solved(id)) - written - {name}:
+        text = solved(id, (chosen or {}).get(id))
+        for needed in free_names(text) - written - {name}:
             where, member = origin(found.module, needed)
             if member:
                 members.setdefault(where, set()).add(member)

@@ -82,16 +82,12 @@ def generator(test_name: str, seed: int) -> torch.Generator:
 
 
 def run(test: Callable, subject: Subject, seed: int = 0) -> Outcome:
-    """One property of one answer.
-
-    Gradients are on, and random numbers that an answer draws without a generator begin anew:
-    neither the notebook nor the property before decides what comes of this one.
-    """
+    """One property of one answer, with gradients on."""
     fixtures = {"subject": subject, "rng": generator(test.__name__, seed), "golden": golden}
     wanted = {name: fixtures[name] for name in inspect.signature(test).parameters}
     began, mismatch, missing = time.perf_counter(), None, False
-    torch.default_generator.manual_seed(seed)
     try:
+        subject.begin(seed)
         with torch.enable_grad():
             test(**wanted)
     except Mismatch as found:

@@ -90,8 +90,10 @@ def verdict(kind: str | None) -> Html:
     return element("span", label, class_="verdict", style=style)
 
 
-def document(title: str, subtitle: str, sections: Iterable[tuple[str, str, Html]]) -> str:
-    """The whole page. sections: (anchor, title, content)."""
+def document(
+    title: str, subtitle: str, sections: Iterable[tuple[str, str, Html]], style: str = ""
+) -> str:
+    """The whole page. sections: (anchor, title, content); style: further rules."""
     sections = list(sections)
     contents = element(
         "nav", *(element("a", name, href=f"#{anchor}") for anchor, name, _ in sections)
@@ -104,7 +106,7 @@ def document(title: str, subtitle: str, sections: Iterable[tuple[str, str, Html]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{element('title', title)}\n<style>{STYLE}</style>\n</head>\n"
+        f"{element('title', title)}\n<style>{STYLE}{style}</style>\n</head>\n"
         f"<body>\n{header}\n{element('main', body)}\n</body>\n</html>\n"
     )
 

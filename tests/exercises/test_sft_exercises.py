@@ -45,8 +45,8 @@ def test_pad_and_eos_may_be_one_token(subject):
 @exercise("sft.mask_prompt")
 def test_every_row_has_its_own_lengths(subject):
     """every row has its own prompt and its own end"""
-    tokens = tensor([[5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 8]])
-    expected = tensor([[I, 6, 7, 8], [I, I, 7, I], [I, I, I, 8]])
+    tokens = tensor([[5, 6, 7, 8, 9, 9]] * 3)
+    expected = tensor([[I, 6, 7, 8, I, I], [I, I, 7, I, I, I], [I, I, I, 8, I, I]])
     same(subject.mask_prompt, (tokens, tensor([1, 2, 3]), tensor([4, 3, 4])), expected)
 
 

@@ -1,0 +1,14 @@
+"""The autograder: a referee that judges, and players that run what students handed in.
+
+A student's code never runs, nor is its text ever parsed, in the process that gives the points. It
+lives in a confined process, which is asked for values and for vector-Jacobian products on inputs
+that are fresh in every run, and answers with plain numbers. What it prints, patches, breaks or
+ends there is its own affair.
+
+    rlhf-course grade submissions/*        many students, reports and a table
+    pytest tests --submission FILE         one, with pytest
+
+Read in this order: `wire` (what crosses), `player` and `forkserver` (the other side), `sandbox`
+(what it may not do), `remote` (our side of a player), `referee` (points and sentences), and the
+reports and exports.
+"""

@@ -1,0 +1,343 @@
+"""The referee's side of a player: a subject whose answer lives in another process.
+
+`subject.whiten(x, mask)` asks the player for the value. Where an input requires a gradient, the
+result does too, and differentiating it asks the player for the vector-Jacobian product: so the
+exercises' tests need not know on which side of the wire the answer lives.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_course.coursework import bank, source
+from rlhf_course.coursework.exercises import EXERCISES, Exercise, find
+from rlhf_course.coursework.subject import Subject, scrambled
+from rlhf_course.errors import GradingError
+from rlhf_course.grading import build, wire
+
+LONGEST, MOST_BASES = 300, 30
+"""Characters of an error's text, and types that it derives from."""
+PARTS = {
+    "start": set(), "seed": set(), "call": {"value", "call", "changed"}, "vjp": {"gradients"},
+    "drive": {"value"},
+}  # fmt: skip
+"""What a reply to each request holds."""
+CONFINED = 60.0
+"""Seconds within which a new child must be ready."""
+PATHS = re.compile(r"(?:/[\w.+~-]+){2,}/?")
+"""What looks like a path of the machine in an error's text."""
+
+
+class Stopped(BaseException):
+    """A player hung, crashed or ended itself: its exercise is over. The text is for the student.
+
+    Not an Exception, so that no test takes it for an error that the answer raised.
+    """
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long is waited, in seconds."""
+
+    call: float = 10.0
+    exercise: float = 60.0
+
+
+class ForkServer:
+    """The process that makes players. A context manager: with it go all its children."""
+
+    def __init__(self, patience: Patience | None = None):
+        self.patience = patience or Patience()
+        self.isolation: list[str] = []
+        self.control, theirs = socket.socketpair()
+        root = str(source.ROOT.parent)
+        start = (
+            f"import sys; sys.path.insert(0, {root!r}); "
+            "from rlhf_course.grading.forkserver import main; "
+            f"sys.path.pop(0); main({theirs.fileno()}, {self._hidden()!r})"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-c", start], pass_fds=[theirs.fileno()],
+            env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, cwd="/", start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+
+    @staticmethod
+    def _hidden() -> list[str]:
+        """The package with its answers, the tests, and a clone with chapters and solutions."""
+        clone = source.ROOT.parent
+        inside = [clone] if (clone / "pyproject.toml").exists() else [source.ROOT]
+        return [str(place) for place in (*inside, bank.folder())]
+
+    def _ask(self, text: str, fds: Sequence[int] = ()) -> dict:
+        try:
+            socket.send_fds(self.control, [text.encode()], fds)
+            data = self.control.recv(1000)
+        except OSError:
+            data = b""
+        if not data:
+            self.process.kill()
+            said = self.process.stderr.read().decode(errors="replace")
+            raise GradingError(f"players cannot be started here:\n{said[-2000:]}")
+        return json.loads(data)
+
+    def fork(self, kind: str) -> tuple[int, int]:
+        """(pid, file descriptor of the channel) of a new child."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            reply = self._ask(f"fork {kind}", [theirs.fileno()])
+        if "problem" in reply:
+            ours.close()
+            raise GradingError(f"no player can be started: {reply['problem']}")
+        ours.setblocking(False)
+        return reply["pid"], ours.detach()
+
+    def end(self, pid: int) -> int:
+        """Kill a child; returns its exit status."""
+        return self._ask(f"end {pid}")["status"]
+
+    def close(self) -> None:
+        """End the server, and with it all its children."""
+        self.control.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.process.stderr.close()
+        self.process.wait()
+
+    def __enter__(self) -> ForkServer:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the referee's own; one thread a process, for several run side by side."""
+    return {
+        "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent",
+        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+class Child:
+    """A child of the fork server, and the conversation with it."""
+
+    def __init__(self, server: ForkServer, kind: str):
+        self.server, self.waited = server, 0.0
+        self.pid, self.fd = server.fork(kind)
+        try:  # the layers that confine it, told before it has heard of any student
+            layers = wire.decode(wire.receive(self.fd, time.monotonic() + CONFINED))
+        except wire.WireError as error:
+            self.end()
+            raise GradingError(f"a player cannot be confined here: {error}") from None
+        server.isolation = [str(layer) for layer in layers]
+
+    def ask(self, request: Any, reply: bool = True) -> Any:
+        """The reply to a message. Raises Stopped, and ends the child, when there is none."""
+        if self.fd is None:
+            raise Stopped("It had been stopped before.")
+        patience, began = self.server.patience, time.monotonic()
+        deadline = began + min(patience.call, patience.exercise - self.waited)
+        try:
+            wire.send(self.fd, wire.encode(request), deadline)
+            return wire.decode(wire.receive(self.fd, deadline)) if reply else None
+        except wire.Late:
+            self.end()
+            if self.waited + time.monotonic() - began >= patience.exercise:
+                raise Stopped(f"Together it took longer than {patience.exercise:g} s.") from None
+            raise Stopped(f"It did not come back within {patience.call:g} s.") from None
+        except wire.Closed:
+            raise Stopped(_ended(self.end())) from None
+        except wire.WireError as error:
+            self.end()
+            raise Stopped(f"Its result cannot be read ({error}).") from None
+        finally:
+            self.waited += time.monotonic() - began
+
+    def end(self) -> int:
+        """Kill it; 0 where it was dead already."""
+        if self.fd is None:
+            return 0
+        os.close(self.fd)
+        self.fd = None
+        return self.server.end(self.pid)
+
+
+def _ended(status: int) -> str:
+    """A dead player in words."""
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
+        return f"It crashed ({signal.Signals(os.WTERMSIG(status)).name})."
+    return "It ended its own process, or used more than it may of time or memory."
+
+
+# ----------------------------------------------------------------------------------------- subject
+
+
+class RemoteSubject(Subject):
+    """One exercise's answer, in a player of its own."""
+
+    def __init__(self, server: ForkServer, exercise: Exercise, statements: Sequence[Sequence]):
+        """statements: (text, cell, line, file) of each definition that the answer needs.
+
+        Raises Stopped when they hang or crash, and what the answer's own definition raises.
+        """
+        super().__init__(exercise, _Function(self, exercise))
+        self._player = Child(server, "player")
+        try:
+            self._player.ask(_task(exercise, statements), reply=False)
+            self._request("start")
+        except BaseException:
+            self._player.end()
+            raise
+
+    def _request(self, op: str, **arguments) -> dict:
+        reply = self._player.ask({"op": op, "with": arguments})
+        if isinstance(reply, dict) and "error" in reply:
+            raise _error(reply["error"])
+        if not isinstance(reply, dict) or reply.keys() != PARTS[op]:
+            raise Stopped("Its result cannot be read.")
+        return reply
+
+    def begin(self, seed: int) -> None:
+        """A new property: random numbers begin anew, there too."""
+        super().begin(seed)
+        self._request("seed", seed=scrambled(seed))
+
+    def drive(self, driver: Callable, *args) -> Any:
+        """The driver runs beside the answer."""
+        reply = self._request(
+            "drive", module=driver.__module__, driver=driver.__name__, args=list(args)
+        )
+        return _map(reply.get("value"), Tensor.detach)
+
+    def end(self) -> None:
+        """End the player."""
+        self._player.end()
+
+
+def _task(exercise: Exercise, statements: Sequence[Sequence]) -> dict:
+    folder = bank.folder() / "exercises"
+    return {
+        "name": exercise.name,
+        "modules": build.package(exercise),
+        "drivers": {f.stem: f.read_text(encoding="utf-8")
+                    for f in folder.glob(f"drivers_{exercise.module}.py")},
+        "places": {e.name: f"rlhf_course.{e.module}" for e in EXERCISES},
+        "given": [find(id).name for id in sorted(build.given(exercise))],
+        "statements": [list(statement) for statement in statements],
+    }  # fmt: skip
+
+
+class _Function:
+    """Stands for the answer: called, it asks the player."""
+
+    def __init__(self, subject: RemoteSubject, exercise: Exercise):
+        self.subject, self.__name__ = subject, exercise.name
+        self.__signature__ = inspect.signature(find(exercise.id).reference())
+
+    def __call__(self, *args, **kwargs) -> Any:
+        reply = self.subject._request("call", args=list(args), kwargs=kwargs)
+        try:
+            _write_back(reply["changed"], args, kwargs)
+        except Exception:  # noqa: BLE001 - of what a player may make up, nothing fits
+            raise Stopped("Its result cannot be read.") from None
+        value = reply["value"]
+        leaves = [x for x in wire.tensors_of([args, kwargs]) if x.requires_grad]
+        outs = list(wire.tensors_of(value))
+        if not leaves or not any(out.requires_grad for out in outs):
+            return _map(value, Tensor.detach)
+        linked = iter(_Link.apply(self.subject, reply["call"], outs, *leaves))
+        return _map(value, lambda _: next(linked))
+
+
+class _Link(torch.autograd.Function):
+    """Results that have been computed elsewhere, tied to the inputs they were computed from."""
+
+    @staticmethod
+    def forward(ctx, subject, call, outs, *leaves):
+        ctx.subject, ctx.call, ctx.leaves = subject, call, leaves
+        ctx.wanted = [out.requires_grad for out in outs]
+        plain = tuple(out.detach() for out in outs)
+        ctx.mark_non_differentiable(
+            *(o for o, wanted in zip(plain, ctx.wanted, strict=True) if not wanted)
+        )
+        return plain
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        asked = [c if wanted else None for c, wanted in zip(cotangents, ctx.wanted, strict=True)]
+        reply = ctx.subject._request("vjp", call=ctx.call, cotangents=asked)
+        found, shapes = reply["gradients"], [leaf.shape for leaf in ctx.leaves]
+        fits = isinstance(found, list) and len(found) == len(shapes) and all(
+            x is None or (isinstance(x, Tensor) and x.shape == shape)
+            for x, shape in zip(found, shapes, strict=True)
+        )  # fmt: skip
+        if not fits:
+            raise Stopped("Its gradient cannot be read.")
+        return None, None, None, *found
+
+
+def _map(value: Any, change: Callable) -> Any:
+    """The tree with every tensor changed, in the order in which they cross."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map(item, change) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map(item, change) for item in value)
+    return value
+
+
+def _write_back(changed: dict, args: Sequence, kwargs: dict) -> None:
+    """Do to the caller's arguments what the answer did to its own in place."""
+    for key, new in changed.items():
+        old = kwargs[key] if isinstance(key, str) else args[key]
+        if isinstance(old, Tensor):
+            with torch.no_grad():
+                old.set_(new.detach())
+        elif isinstance(old, list):
+            old[:] = new
+        elif isinstance(old, dict):
+            old.clear()
+            old.update(new)
+
+
+def _told(text: Any, longest: int = LONGEST) -> str:
+    """What a player says, as a student may read it: short, without paths, fit for any file."""
+    printable = str(text)[:longest].encode("utf-8", "replace").decode().replace("\0", "?")
+    return PATHS.sub("…", printable)
+
+
+def _error(said: Any) -> BaseException:
+    """The error that the answer raised, made anew on this side from its description."""
+    try:
+        name, *bases = [_told(kind, 80) for kind in said["types"][:MOST_BASES]]
+        text, where = _told(said["text"]), _told(said["where"])
+    except (KeyError, TypeError, ValueError):
+        return Stopped("Its result cannot be read.")
+    known = (getattr(builtins, kind, None) for kind in (name, *bases))
+    base = next((k for k in known if isinstance(k, type) and issubclass(k, Exception)), Exception)
+    group = base.__name__ == "ExceptionGroup"  # from Python 3.11
+    if group or issubclass(base, (UnicodeError, OSError)):  # these take other arguments
+        base = Exception
+    error = type(name, (base,), {"__str__": lambda self: text})(text)
+    error.where = where
+    return error
