@@ -326,3 +326,26 @@ def test_the_referee_gives_the_points_and_is_not_fooled(released):
     assert "5 of 5 points" in "".join(said["text"])
     assert "".join(value["data"]["text/plain"]) == "5"
     assert "0 of 3 points" in "".join(cell(graded, "check-pairwise_loss")["outputs"][0]["text"])
+
+
+def test_chapters_of_variants_are_graded_as_such(tmp_path, monkeypatch):
+    """The number stands in nbgrader_config.py, and reaches the referee; another one is refused."""
+    nbgrader.write(tmp_path, [3], variants=12)
+    told = (tmp_path / "nbgrader_config.py").read_text()
+    assert told.endswith(f'os.environ["{nbgrader.VARIANTS}"] = "12"\n')
+    for other in (None, 13):
+        with pytest.raises(ConfigError, match="other variants"):
+            nbgrader.write(tmp_path, [3], variants=other)
+    nbgrader.write(tmp_path, [3], variants=12)
+    seen = []
+
+    def grade_notebook(*given):
+        seen.append(given[2:])
+        return result(*(exercise(name, 0.0, WRONG) for name in SCORES))
+
+    monkeypatch.setattr(nbgrader, "grade_notebook", grade_notebook)
+    notebook = from_dict(read(ROOT / "chapters" / f"{STEM}.ipynb"))
+    for number in ("12", ""):
+        monkeypatch.setenv(nbgrader.VARIANTS, number)
+        nbgrader.referee(notebook, {"nbgrader": {"notebook": STEM}})
+    assert seen == [(3, 12), (3, None)]

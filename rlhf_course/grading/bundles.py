@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import rlhf_course
 from rlhf_course.coursework.exercises import EXERCISES
@@ -45,7 +46,7 @@ def write(kind: str, out: Path, chapters: Sequence[int] = (), variants: int | No
             f"{known[0]} to {known[-1]}."
         )
     if kind in ("nbgrader", "otter"):
-        return import_module(f"rlhf_course.grading.{kind}").write(out, chapters)
+        return _course_folder(kind, out, chapters, variants)
     files = _files(kind, chapters, variants)
     if out.suffix == ".zip":
         with replacing(out) as part:
@@ -56,6 +57,24 @@ def write(kind: str, out: Path, chapters: Sequence[int] = (), variants: int | No
             part.write_bytes(data)
             part.chmod(mode)
     return out
+
+
+def _course_folder(kind: str, out: Path, chapters: Sequence[int], variants: int | None) -> Path:
+    """What nbgrader or otter prints students' notebooks from; those of variants are made first."""
+    make = import_module(f"rlhf_course.grading.{kind}").write
+    if variants is None:
+        return make(out, chapters)
+    if kind == "otter":
+        raise ConfigError(
+            "--bundle otter: there are no variants for it. Use another platform, or leave "
+            "--variants out."
+        )
+    from rlhf_course.coursework.build import BuildConfig, build
+
+    with TemporaryDirectory() as printed:
+        if not build(BuildConfig(tuple(chapters), variants=variants, out=Path(printed))):
+            raise ConfigError("the variants could not be printed: see above.")
+        return make(out, chapters, Path(printed), variants)
 
 
 def _files(

@@ -97,14 +97,18 @@ def _links(text: str) -> str:
     return NEIGHBOUR.sub(lambda link: f"]({project.file(f'{CHAPTERS}/{link[1]}')})", text)
 
 
-def grade_notebook(name: str, text: str, chapter: int) -> SubmissionResult:
+def grade_notebook(
+    name: str, text: str, chapter: int, variants: int | None = None
+) -> SubmissionResult:
     """What the referee says about one notebook, given as the text of its file.
 
-    Raises DataError where the grader itself failed: then nobody knows the points.
+    variants: the number that its exercises' variants were printed with. Raises DataError where the
+    grader itself failed: then nobody knows the points.
     """
     from rlhf_course.grading.referee import grade_files
 
-    result = grade_files(name, {f"{name}.ipynb": text.encode("utf-8")}, chapters=(chapter,))
+    files = {f"{name}.ipynb": text.encode("utf-8")}
+    result = grade_files(name, files, chapters=(chapter,), variants=variants)
     if result.failure:
         raise DataError(f"{name}: the grader itself failed: {result.failure}")
     return result

@@ -15,12 +15,13 @@ what the check cells show is made of their result.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_course.coursework import project
 from rlhf_course.coursework.exercises import find
-from rlhf_course.errors import DataError
+from rlhf_course.errors import ConfigError, DataError
 from rlhf_course.files import replacing
 from rlhf_course.grading import wording
 from rlhf_course.grading.handout import cell_name, grade_notebook, handout, numbers, stem
@@ -70,7 +71,10 @@ c.Autograde.autograde_preprocessors = [
 # in a process that can do whatever you can, and an answer earns all of its points or none.
 os.environ.setdefault("RLHF_COURSE_QUICK", "1")
 c.Execute.timeout = 300
+
+# The number that these chapters' variants were printed with; nothing: as they are published.
 '''
+VARIANTS = "RLHF_COURSE_VARIANTS"
 MARK = {"grade": True, "locked": True, "solution": False, "task": False, "schema_version": 3}
 """What nbgrader knows about a check cell, beside its name and points."""
 
@@ -78,19 +82,30 @@ MARK = {"grade": True, "locked": True, "solution": False, "task": False, "schema
 # ------------------------------------------------------------------------------ the course folder
 
 
-def write(out: Path, chapters: Iterable[int] = (), root: Path = project.ROOT) -> Path:
+def write(
+    out: Path,
+    chapters: Iterable[int] = (),
+    root: Path = project.ROOT,
+    variants: int | None = None,
+) -> Path:
     """Write nbgrader's course folder; returns it.
 
     chapters: by number; all that have exercises when none is named. root: the folder with chapters/
-    and solutions/. What else stands in `out`, the gradebook and submissions, is left alone, and so
-    is a nbgrader_config.py that is there. Raises ConfigError where there is no such chapter.
+    and solutions/. variants: the number these were printed with. What else stands in `out`, the
+    gradebook and submissions, is left alone, and so is a nbgrader_config.py that is there. Raises
+    ConfigError where there is no such chapter, or that file is for other variants.
     """
+    config = out / "nbgrader_config.py"
+    line = f'os.environ["{VARIANTS}"] = "{"" if variants is None else variants}"\n'
+    known = config.read_text(encoding="utf-8") if config.exists() else line
+    if line not in known and (VARIANTS in known or variants is not None):
+        raise ConfigError(f"{config} is for other variants. Write to another folder, or add {line}")
     made = {stem(chapter): handout(chapter, root) for chapter in numbers(chapters)}
     for name, notebook in made.items():
         text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
         _put(out / "source" / name / f"{name}.ipynb", text + "\n")
-    if not (out / "nbgrader_config.py").exists():
-        _put(out / "nbgrader_config.py", CONFIG)
+    if not config.exists():
+        _put(config, CONFIG + line)
     return out
 
 
@@ -150,7 +165,8 @@ def referee(notebook: NotebookNode, resources: dict) -> tuple[NotebookNode, dict
     """
     name = resources["nbgrader"]["notebook"]
     chapter = _chapter(name)
-    result = grade_notebook(name, json.dumps(notebook), chapter)
+    number = os.environ.get(VARIANTS)
+    result = grade_notebook(name, json.dumps(notebook), chapter, int(number) if number else None)
     found = {f"check-{cell_name(find(each.exercise))}": each for each in result.exercises}
     for cell in notebook.cells:
         entry = cell.metadata.get("nbgrader", {})

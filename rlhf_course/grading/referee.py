@@ -22,7 +22,7 @@ from rlhf_course.coursework.expect import unwritten
 from rlhf_course.coursework.trial import Outcome, properties, run
 from rlhf_course.coursework.variants import Variant, VariantSubject
 from rlhf_course.grading import results
-from rlhf_course.grading.remote import Child, ForkServer, Patience, RemoteSubject, Stopped
+from rlhf_course.grading.remote import Child, ForkServer, Patience, RemoteSubject, Stopped, told
 from rlhf_course.grading.results import ExerciseResult, PropertyResult, SubmissionResult
 from rlhf_course.grading.submission import Submission
 
@@ -149,7 +149,7 @@ def sentence(outcome: Outcome) -> str:
     wrong = outcome.mismatch
     error = wrong.__cause__
     if error is None:
-        return f"{wrong.what.strip()}."
+        return told(f"{wrong.what.strip()}.")  # the name of a type may stand in it
     if unwritten(error):
         return NOT_WRITTEN
     where = f" ({error.where})" if getattr(error, "where", "") else ""

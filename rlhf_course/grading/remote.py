@@ -320,7 +320,7 @@ def _write_back(changed: dict, args: Sequence, kwargs: dict) -> None:
             old.update(new)
 
 
-def _told(text: Any, longest: int = LONGEST) -> str:
+def told(text: Any, longest: int = LONGEST) -> str:
     """What a player says, as a student may read it: short, without paths, fit for any file."""
     printable = str(text)[:longest].encode("utf-8", "replace").decode().replace("\0", "?")
     return PATHS.sub("…", printable)
@@ -329,8 +329,8 @@ def _told(text: Any, longest: int = LONGEST) -> str:
 def _error(said: Any) -> BaseException:
     """The error that the answer raised, made anew on this side from its description."""
     try:
-        name, *bases = [_told(kind, 80) for kind in said["types"][:MOST_BASES]]
-        text, where = _told(said["text"]), _told(said["where"])
+        name, *bases = [told(kind, 80) for kind in said["types"][:MOST_BASES]]
+        text, where = told(said["text"]), told(said["where"])
     except (KeyError, TypeError, ValueError):
         return Stopped("Its result cannot be read.")
     known = (getattr(builtins, kind, None) for kind in (name, *bases))
