@@ -639,3 +639,14 @@ def test_names_are_unlike_and_fit_for_files(tmp_path):
         assert made
         assert not set(made) & set("<>\n:|/=")
         assert len(made.encode()) <= 80
+
+
+def test_a_file_with_a_mistake_says_where_it_is():
+    text = b"def whiten(x, mask):\n    return x\n\ndef gae(\n    return\n\nY = 1\n"
+    found = reader.read({"a.py": text})
+    assert found["problems"] == [
+        "a.py, line 4: not valid Python, so the definition there does not count "
+        "('(' was never closed)."
+    ]
+    assert set(found["answers"]) == {"ppo.whiten"}
+    assert reader.read({"a.py": text.replace(b"(\n", b"():\n")})["problems"] == []

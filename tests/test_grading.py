@@ -20,9 +20,10 @@ from rlhf_course.coursework.mutants import mutants_of
 from rlhf_course.coursework.subject import Subject, answer_from
 from rlhf_course.coursework.trial import properties
 from rlhf_course.errors import DataError, GradingError
-from rlhf_course.grading import build, command, referee, remote, results, wire
+from rlhf_course.grading import build, children, command, referee, results, wire
+from rlhf_course.grading.children import ForkServer, Patience, Stopped
 from rlhf_course.grading.referee import Rules
-from rlhf_course.grading.remote import ForkServer, Patience, RemoteSubject, Stopped
+from rlhf_course.grading.remote import RemoteSubject
 from rlhf_course.grading.results import SubmissionResult
 from rlhf_course.grading.settings import GradeConfig
 from rlhf_course.grading.submission import Submission
@@ -248,7 +249,7 @@ def test_an_error_says_where_in_the_students_cell_it_was(server):
 
 
 def test_no_path_of_the_machine_is_told(server):
-    text = "def whiten(x, mask):\n    raise OSError(2, 'gone', '/home/alice/secret.txt')\n"
+    text = "def whiten(x, mask):\n    raise OSError(2, 'gone', '/srv/alice/secret.txt')\n"
     result = graded(server, "ppo.whiten", text)
     assert result.status == results.WRONG and result.score == 0
     assert "alice" not in json.dumps([p.says for p in result.properties])
@@ -278,7 +279,8 @@ def test_no_process_outlives_the_server(tmp_path):
     script = (
         "import sys, time\n"
         "from rlhf_course.coursework.exercises import find\n"
-        "from rlhf_course.grading.remote import ForkServer, RemoteSubject\n"
+        "from rlhf_course.grading.children import ForkServer\n"
+        "from rlhf_course.grading.remote import RemoteSubject\n"
         "server = ForkServer()\n"
         "text = 'import torch\\ndef whiten(x, mask):\\n    while True: pass'\n"
         "subject = RemoteSubject(server, find('ppo.whiten'), [[text, 1, 1, 'x']])\n"
@@ -442,7 +444,7 @@ def _broken(found, rules, jobs):
 
 
 def test_a_server_that_cannot_start_is_a_failure_of_the_grader(monkeypatch):
-    monkeypatch.setattr(remote.sys, "executable", "/bin/false")
+    monkeypatch.setattr(children.sys, "executable", "/bin/false")
     with pytest.raises(GradingError, match="cannot be started"), ForkServer() as server:
         server.fork("player")
 

@@ -371,7 +371,7 @@ def test_gradescope_gets_one_test_an_exercise():
     assert "leaderboard" not in found
     whiten = next(test for test in found["tests"] if test["name"] == "ppo.whiten")
     assert (whiten["score"], whiten["max_score"], whiten["status"]) == (2.5, 3.0, "failed")
-    assert (whiten["number"], whiten["tags"]) == ("5.1", ["chapter 5", "wrong"])
+    assert (whiten["number"], whiten["tags"]) == ("5.2", ["chapter 5", "wrong"])
     value = next(test for test in found["tests"] if test["name"] == "ppo.value_loss")
     assert (value["status"], value["number"]) == ("passed", "5.3")
     formats = {found[key] for key in ("output_format", "test_output_format", "test_name_format")}

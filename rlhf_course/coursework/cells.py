@@ -73,6 +73,18 @@ def cells_of(data: bytes, suffix: str) -> list[str | None]:
     raise DataError(f"not a {kind} that can be read ({reason}).")
 
 
+def fault(data: bytes, suffix: str) -> SyntaxError | None:
+    """The first mistake of a .py file without cells, of which `cells_of` leaves out only the
+    stretch where it stands; None for any other file."""
+    if suffix.lower() != ".py" or any(map(MARK.match, (lines := _text(data).split("\n")))):
+        return None
+    try:
+        parse("\n".join(lines))
+    except SyntaxError as error:
+        return error
+    return None
+
+
 def _notebook(whole: Any) -> list[str | None]:
     """The cells of a notebook's JSON; before format 4 they stand in worksheets."""
     sheets = whole.get("worksheets") if isinstance(whole, dict) else None

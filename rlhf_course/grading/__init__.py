@@ -9,6 +9,6 @@ ends there is its own affair.
     pytest tests --submission FILE         one, with pytest
 
 Read in this order: `wire` (what crosses), `player` and `forkserver` (the other side), `sandbox`
-(what it may not do), `remote` (our side of a player), `referee` (points and sentences), and the
-reports and exports.
+(what it may not do), `children` and `remote` (our side of it), `referee` (points and sentences),
+and then the reports and exports.
 """

@@ -98,23 +98,21 @@ def write_bundle(config: GradeConfig) -> None:
 def settle(config: GradeConfig) -> int:
     """The seed of this class's random inputs: the given one, that of --out, or a new one.
 
-    Raises ConfigError where --out holds results of other rules.
+    Raises ConfigError where --out holds results of other rules, unless all is graded again.
     """
     from rlhf_course.grading.referee import fresh_seed
 
     file = config.out / RULES
-    rules = {"chapters": sorted(set(config.chapters)), "variants": config.variants}
-    before = read_json(file) if file.exists() and not config.force else None
-    if before is not None:
-        seed = before.get("seed")
-        if {**rules, "seed": seed if config.seed is None else config.seed} != before:
-            raise ConfigError(
-                f"{config.out} holds grades of another seed, other chapters or variants. Choose "
-                "another --out, or grade all of it again with --force."
-            )
-        return seed
-    seed = fresh_seed() if config.seed is None else config.seed
-    write_json(file, {**rules, "seed": seed})
+    before = read_json(file) if file.exists() else {}
+    seed = config.seed if config.seed is not None else before.get("seed", fresh_seed())
+    chapters = sorted(set(config.chapters))
+    rules = {"chapters": chapters, "variants": config.variants, "seed": seed}
+    if before and before != rules and not config.force:
+        raise ConfigError(
+            f"{config.out} holds grades of another seed, other chapters or variants. Choose "
+            "another --out, or grade all of it again with --force."
+        )
+    write_json(file, rules)
     return seed
 
 
@@ -136,6 +134,7 @@ def finished(config: GradeConfig, found: dict[str, Path], seed: int) -> dict:
         )  # fmt: skip
         if same and tuple(result.problems[: len(each.problems)]) == tuple(each.problems):
             done[name] = result
+            write_one(config, result, only_missing=True)  # of a format that was not asked for then
     if done:
         console.print(f"{len(done)} of {len(found)} are graded already, in {config.out}")
     return done
@@ -223,7 +222,7 @@ def _prepare(patience) -> None:
 def _start(patience) -> None:
     import torch
 
-    from rlhf_course.grading.remote import ForkServer
+    from rlhf_course.grading.children import ForkServer
 
     global _server
     torch.set_num_threads(1)  # small tensors, and other processes beside this one
@@ -246,10 +245,13 @@ def _grade(path: Path, name: str, rules) -> SubmissionResult:
 # ---------------------------------------------------------------------------------------- writing
 
 
-def write_one(config: GradeConfig, result: SubmissionResult) -> None:
+def write_one(config: GradeConfig, result: SubmissionResult, only_missing: bool = False) -> None:
     """A student's folder: result.json last, for it says that the others are complete."""
     for name, text in files_of(config, result).items():
-        with replacing(config.out / result.name / name) as part:
+        file = config.out / result.name / name
+        if only_missing and file.exists():
+            continue
+        with replacing(file) as part:
             part.write_text(text, encoding="utf-8")
 
 

@@ -53,11 +53,11 @@ class Submitted:
     """One session's submission, and its players."""
 
     def __init__(self, path: Path, seed: int, variants: int | None):
-        from rlhf_course.grading import referee, remote, submission
+        from rlhf_course.grading import children, referee, submission
 
         self.referee, self.seed = referee, seed
         self.submission = submission.find(path)
-        self.server = remote.ForkServer()
+        self.server = children.ForkServer()
         try:
             self.reading = referee.read(self.server, self.submission)
         except BaseException:

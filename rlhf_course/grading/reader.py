@@ -11,7 +11,7 @@ import ast
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from rlhf_course.coursework.cells import UNPARSED, cells_of
+from rlhf_course.coursework.cells import UNPARSED, cells_of, fault
 from rlhf_course.coursework.exercises import EXERCISES, STEMS, Exercise
 from rlhf_course.coursework.extract import Statement, needed
 from rlhf_course.coursework.extract import read as definitions_of
@@ -38,7 +38,9 @@ def read(files: Mapping[str, bytes]) -> dict[str, object]:
     written: Written = []
     for name in sorted(files):
         try:
-            statements, broken = definitions_of(cells_of(files[name], PurePosixPath(name).suffix))
+            suffix = PurePosixPath(name).suffix
+            statements, broken = definitions_of(cells_of(files[name], suffix))
+            wrong = fault(files[name], suffix)
         except DataError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -47,6 +49,11 @@ def read(files: Mapping[str, bytes]) -> dict[str, object]:
             continue
         if not _bears(name, 0):
             written.append((name, statements))
+        if wrong is not None:
+            problems.append(
+                f"{name}, line {wrong.lineno}: not valid Python, so the definition there does not "
+                f"count ({wrong.msg})."
+            )
         problems += [
             f"{name}, cell {cell}: not valid Python, so nothing in it counts ({reason})."
             for cell, reason in broken

@@ -22,7 +22,8 @@ from rlhf_course.coursework.expect import unwritten
 from rlhf_course.coursework.trial import Outcome, properties, run
 from rlhf_course.coursework.variants import Variant, VariantSubject
 from rlhf_course.grading import results
-from rlhf_course.grading.remote import Child, ForkServer, Patience, RemoteSubject, Stopped, told
+from rlhf_course.grading.children import Child, ForkServer, Patience, Stopped
+from rlhf_course.grading.remote import RemoteSubject, told
 from rlhf_course.grading.results import ExerciseResult, PropertyResult, SubmissionResult
 from rlhf_course.grading.submission import Submission
 

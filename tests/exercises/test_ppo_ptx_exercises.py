@@ -224,16 +224,17 @@ def test_popart_head(subject, golden):
 
 
 @exercise("ppo_ptx.PopArt.update")
-def test_popart_again(subject):
+def test_popart_again(subject, rng):
     """a second rollout rescales from the moments that were, not from 0 and 1"""
-    rollouts = [(RETURNS, ALL), (10 * RETURNS - 3, ALL), (RETURNS / 4, ALL)]
-    out = subject.drive(rescaled, WEIGHT, 0.1, rollouts, HIDDEN)
-    targets = torch.stack([targets for targets, _ in rollouts])
-    mean, std = targets.mean(), targets.std(correction=0)
-    weight = WEIGHT / std
-    bias = (0.1 - mean) / std
-    expected = {"mean": mean, "std": std, "weight": weight, "bias": bias, "after": out["before"]}
-    equal(out, expected, inputs=popart_inputs(rollouts))
+    by_hand = [(RETURNS, ALL), (10 * RETURNS - 3, ALL), (RETURNS / 4, ALL)]
+    drawn = [(3 * normal(rng, 2, 2) + shift, ALL) for shift in (1, -2, 4)]
+    for rollouts in (by_hand, drawn):
+        out = subject.drive(rescaled, WEIGHT, 0.1, rollouts, HIDDEN)
+        targets = torch.stack([targets for targets, _ in rollouts])
+        mean, std = targets.mean(), targets.std(correction=0)
+        head = {"weight": WEIGHT / std, "bias": (0.1 - mean) / std}
+        expected = {"mean": mean, "std": std, **head, "after": out["before"]}
+        equal(out, expected, inputs=popart_inputs(rollouts))
 
 
 @exercise("ppo_ptx.PopArt.update")
