@@ -650,3 +650,28 @@ def test_a_file_with_a_mistake_says_where_it_is():
     ]
     assert set(found["answers"]) == {"ppo.whiten"}
     assert reader.read({"a.py": text.replace(b"(\n", b"():\n")})["problems"] == []
+
+
+def test_a_helper_may_have_the_name_of_an_earlier_chapters_exercise():
+    """In a chapter's own file it is the student's; an answer pasted into any other is not taken."""
+    text = (
+        b"def whiten(x):\n    return x\n\ndef gae(*a):\n    return 1\n\n"
+        b"def grpo_advantages(rewards, group):\n    return whiten(gae(rewards))\n"
+    )
+    for name, taken in (("08_beyond_ppo.py", {"whiten", "gae"}), ("all.py", set())):
+        found = reader.read({name: text})["answers"]["beyond_ppo.grpo_advantages"]
+        texts = "".join(statement[0] for statement in found)
+        assert {each for each in ("whiten", "gae") if f"def {each}" in texts} == taken
+    same = text.replace(b"grpo", b"rloo") + b"\ndef dpo_loss(*a):\n    return rloo_advantages(*a)\n"
+    found = reader.read({"08_beyond_ppo.py": same})["answers"]
+    assert "def dpo_loss" in found["beyond_ppo.dpo_loss"][-1][0]
+
+
+def test_each_statement_crosses_once():
+    text = b"import torch\nT = 3\ndef gae(x):\n    return T\n\ndef whiten(x):\n    return T\n"
+    found = reader.read({"a.py": text})
+    sent = reader.packed(found)
+    assert [s[0] for s in sent["statements"]].count("T = 3") == 1
+    assert reader.unpacked(sent) == {
+        id: [tuple(s) for s in each] for id, each in found["answers"].items()
+    }

@@ -23,7 +23,7 @@ from rlhf_course.errors import DataError, GradingError
 from rlhf_course.grading import build, children, command, referee, results, wire
 from rlhf_course.grading.children import ForkServer, Patience, Stopped
 from rlhf_course.grading.referee import Rules
-from rlhf_course.grading.remote import RemoteSubject
+from rlhf_course.grading.remote import RemoteSubject, told
 from rlhf_course.grading.results import SubmissionResult
 from rlhf_course.grading.settings import GradeConfig
 from rlhf_course.grading.submission import Submission
@@ -274,6 +274,68 @@ def test_a_player_that_hangs_or_dies_is_stopped(server):
         assert graded(hasty, "ppo.whiten", solved("ppo.whiten")).score == WHITEN.points
 
 
+def test_what_a_right_answer_may_do(server, tmp_path):
+    """A helper with the name of an exercise that comes later; torch.compile, which has no compiler
+    here; a plot that nobody sees; gradients that are switched off for good."""
+    right = solved("ppo.whiten")
+    helper = "from rlhf_course.ppo_ptx import masked_moments as theirs\n"
+    helper += "def masked_moments(x, mask):\n    return theirs(x, mask)[:2]\n"
+    own = right.replace("variance, _ = masked_moments(x, mask, group)",
+                        "variance = masked_moments(x, mask)")  # fmt: skip
+    begin = "    # BEGIN SOLUTION\n"
+    plot = "    import matplotlib.pyplot as plt; plt.figure(); plt.close()\n"
+    off = "    torch.set_grad_enabled(False)\n"
+    for text in (
+        f"{own}\n{helper}",
+        right.replace("def whiten", "@torch.compile\ndef whiten"),
+        right.replace(begin, begin + plot),
+        right.replace(begin, begin + off),
+    ):
+        assert text != right
+        result = graded(server, "ppo.whiten", text)
+        assert result.score == WHITEN.points, (text, result)
+
+
+def test_a_helper_whose_definition_fails_is_named(server):
+    texts = ["from no_such import helper", "def whiten(*args, **kwargs):\n    return helper(args)"]
+    statements = [[text, 3, 1 + i, "x.ipynb"] for i, text in enumerate(texts)]
+    said = referee.grade_exercise(server, WHITEN, statements, 3).properties[0].says
+    assert "'helper' is missing: its definition fails (x.ipynb cell 3, line 1" in said
+    assert "ModuleNotFoundError: No module named 'no_such'" in said
+
+
+def test_a_division_is_no_path():
+    assert told("mean = x/mask.sum/n") == "mean = x/mask.sum/n"
+    assert told("in /srv/alice/x.py, '/tmp/y/z'") == "in …, '…'"
+
+
+@pytest.mark.parametrize("when", ["while it starts", "in a call"])
+def test_a_server_that_dies_is_no_fault_of_the_answer(monkeypatch, when):
+    """No points are given: the result tells of a failure, and is tried again."""
+    begin = RemoteSubject.begin
+
+    def die(subject, seed):
+        os.kill(subject._player.server.process.pid, signal.SIGKILL)
+        begin(subject, seed)
+
+    files = {"05_ppo.py": solved("ppo.whiten").encode()}
+    with ForkServer() as dying:
+        if when == "in a call":
+            monkeypatch.setattr(RemoteSubject, "begin", die)
+        else:
+            monkeypatch.setattr(referee, "asked", lambda *_: dying.process.kill() or [WHITEN])
+        result = referee.grade(dying, Submission("a", files, ()), Rules(seed=1))
+    assert result.failure and {e.status for e in result.exercises} <= {results.ABSENT}
+
+
+def test_players_have_the_time_that_the_referee_grants():
+    with ForkServer(Patience(call=80, exercise=123.5)) as patient:
+        text = "def whiten(*args):\n    import resource\n"
+        text += "    raise ValueError(resource.getrlimit(resource.RLIMIT_CPU))\n"
+        said = graded(patient, "ppo.whiten", text).properties[0].says
+    assert "(134, 134)" in said
+
+
 def test_no_process_outlives_the_server(tmp_path):
     """Even where the referee is killed: the children go with the server, the server with it."""
     script = (
@@ -284,14 +346,15 @@ def test_no_process_outlives_the_server(tmp_path):
         "server = ForkServer()\n"
         "text = 'import torch\\ndef whiten(x, mask):\\n    while True: pass'\n"
         "subject = RemoteSubject(server, find('ppo.whiten'), [[text, 1, 1, 'x']])\n"
-        "print(server.process.pid, subject._player.pid, flush=True)\n"
+        "print(server.process.pid, subject._player.pid, server.folder, flush=True)\n"
         "subject.whiten(1, 2)\n"
     )
     running = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    pids = [int(pid) for pid in running.stdout.readline().split()]
-    assert len(pids) == 2 and all(alive(pid) for pid in pids)
+    *pids, folder = running.stdout.readline().split()
+    pids = [int(pid) for pid in pids]
+    assert len(pids) == 2 and all(alive(pid) for pid in pids) and Path(folder).is_dir()
     running.send_signal(signal.SIGKILL)
     running.wait()
     running.stdout.close()
@@ -299,6 +362,7 @@ def test_no_process_outlives_the_server(tmp_path):
     while any(alive(pid) for pid in pids) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(alive(pid) for pid in pids)
+    assert not Path(folder).exists()
 
 
 def alive(pid: int) -> bool:
@@ -429,6 +493,78 @@ def test_a_class_is_graded_and_gone_on_with(tmp_path, klass, capsys):
     assert [f.parent.name for f in before if before[f] != after[f]] == ["bob"]
     assert SubmissionResult.from_json((out / "bob" / "result.json").read_text()).score == 3
     assert "2 of 3 are graded already" in capsys.readouterr().out
+
+
+def test_another_format_is_written_for_what_is_graded_already(tmp_path, klass):
+    command.grade(config(tmp_path, klass, format=("csv",)))
+    report = tmp_path / "grades" / "ada" / "report.md"
+    assert not report.exists()
+    command.grade(config(tmp_path, klass, format=("markdown",)))
+    assert "3 of 19" in report.read_text()
+
+
+def test_the_grades_themselves_are_no_student(tmp_path, klass, capsys):
+    settings = GradeConfig(submissions=(klass,), out=klass / "grades", jobs=1, format=("csv",))
+    for _ in range(2):
+        command.grade(settings)
+    assert {f.name for f in settings.out.iterdir() if f.is_dir()} == {"ada", "bob", "eve"}
+    with pytest.raises(DataError, match="grades go there"):
+        command.grade(GradeConfig(submissions=(settings.out,), out=settings.out, jobs=1))
+
+
+def test_what_looks_like_a_mistake_of_the_instructor_is_told(tmp_path, capsys):
+    """The files of a class in one folder are one student's; another course's notebook is none's."""
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    for name in ("ada_1_05_ppo.py", "bob_2_05_ppo-1.py"):
+        (folder / name).write_text(solved("ppo.whiten"))
+    (tmp_path / "other.py").write_text("x = 1\n")
+    command.grade(config(tmp_path, folder, tmp_path / "other.py", format=("csv",)))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "graded as one student's, with 2 files of chapter 5" in said
+    other = SubmissionResult.from_json((tmp_path / "grades/other/result.json").read_text())
+    assert other.problems == (referee.NOTHING,) and other.exercises == ()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_a_command_that_is_stopped(tmp_path, how):
+    """With several jobs: neither Ctrl-C waits for what is being graded, nor does a killed command
+    leave processes behind."""
+    for name in ("ann", "ben"):
+        text = "def whiten(*args):\n    import time; time.sleep(50)\n"
+        (tmp_path / f"{name}.py").write_text(text)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "rlhf_course", "grade", *map(str, tmp_path.glob("*.py")),
+         "--out", str(tmp_path / "out"), "--jobs", "2", "--seconds-per-call", "60"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while len(found := below(running.pid)) < 7 and time.monotonic() < until:  # 2 players at work
+        time.sleep(0.2)
+    running.send_signal(how)
+    assert running.wait(15) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    until = time.monotonic() + 10
+    while any(map(alive, found)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(found) >= 7 and not any(map(alive, found))
+
+
+def below(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(file.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(parent, []).append(int(file.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        more = children.get(todo.pop(), [])
+        found += more
+        todo += more
+    return found
 
 
 def test_a_failing_grader_leaves_a_result_that_says_so(tmp_path, klass, monkeypatch):

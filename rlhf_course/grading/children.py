@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,8 @@ from rlhf_course.grading import wire
 
 CONFINED = 60.0
 """Seconds within which a new child must be ready."""
+SPARE = 10
+"""Seconds of processor time that a player may use beyond those in which its exercise must end."""
 
 
 class Stopped(BaseException):
@@ -50,7 +53,8 @@ class ForkServer:
         start = (
             f"import sys; sys.path.insert(0, {root!r}); "
             "from rlhf_course.grading.forkserver import main; "
-            f"sys.path.pop(0); main({theirs.fileno()}, {self._hidden()!r})"
+            f"sys.path.pop(0); main({theirs.fileno()}, {self.folder!r}, {self._hidden()!r}, "
+            f"{math.ceil(self.patience.exercise) + SPARE})"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-B", "-c", start], pass_fds=[theirs.fileno()],
@@ -74,6 +78,7 @@ class ForkServer:
             data = b""
         if not data:
             self.process.kill()
+            self.process.wait()  # from now on `check` knows
             said = self.process.stderr.read().decode(errors="replace")
             raise GradingError(f"players cannot be started here:\n{said[-2000:]}")
         return json.loads(data)
@@ -92,6 +97,12 @@ class ForkServer:
     def end(self, pid: int) -> int:
         """Kill a child; returns its exit status."""
         return self._ask(f"end {pid}")["status"]
+
+    def check(self) -> None:
+        """Raise GradingError where the server has died: what came of a test meanwhile, and would
+        be the student's, is not."""
+        if self.process.poll() is not None:
+            raise GradingError("the process that starts the players has died")
 
     def close(self) -> None:
         """End the server, and with it all its children."""
@@ -112,10 +123,15 @@ class ForkServer:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """Nothing of the referee's own; one thread a process, for several run side by side."""
+    """Nothing of the referee's own; one thread a process, for several run side by side.
+
+    A player can neither start a compiler nor open a window: torch.compile leaves functions as they
+    are, and what an answer plots is drawn nowhere.
+    """
     return {
         "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "TMPDIR": folder,
         "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+        "TORCH_COMPILE_DISABLE": "1", "MPLBACKEND": "agg",
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from rich.markup import escape
@@ -37,7 +37,7 @@ def grade(config: GradeConfig) -> None:
     if config.bundle:
         write_bundle(config)
         return
-    paths = submission.expand(config.submissions)
+    paths = meant(config)
     found = dict(zip(submission.names(paths), paths, strict=True))
     require_writable(config.out)
     seed = settle(config)
@@ -95,6 +95,25 @@ def write_bundle(config: GradeConfig) -> None:
 # ---------------------------------------------------------------------------------- what is there
 
 
+def meant(config: GradeConfig) -> list[Path]:
+    """The submissions; --out is none, although it may lie among them. Raises DataError for none,
+    and where --out itself is named."""
+    out = config.out.resolve()
+    paths = [path for path in submission.expand(config.submissions) if path.resolve() != out]
+    if not paths or out in (path.resolve() for path in config.submissions):
+        raise DataError(f"{config.out}: grades go there. Name another --out, or what is to grade.")
+    for path in filter(Path.is_dir, paths):
+        files = [file.name for file in path.iterdir()]
+        for number, stem in enumerate(STEMS):
+            several = sum(f"{number:02d}_{stem}" in name for name in files)
+            if several > 1:
+                console.print(
+                    f"note: {escape(str(path))} is graded as one student's, with {several} files "
+                    f"of chapter {number}. If they are of several students, name the files."
+                )
+    return paths
+
+
 def settle(config: GradeConfig) -> int:
     """The seed of this class's random inputs: the given one, that of --out, or a new one.
 
@@ -104,6 +123,7 @@ def settle(config: GradeConfig) -> int:
 
     file = config.out / RULES
     before = read_json(file) if file.exists() else {}
+    before = before if isinstance(before, dict) else {"damaged": True}
     seed = config.seed if config.seed is not None else before.get("seed", fresh_seed())
     chapters = sorted(set(config.chapters))
     rules = {"chapters": chapters, "variants": config.variants, "seed": seed}
@@ -179,6 +199,10 @@ def _in_processes(found: dict[str, Path], rules, jobs: int) -> Iterator[Submissi
                 with suppress(BrokenProcessPool):
                     yield future.result()
                     del left[waiting[future]]
+        except BaseException:  # Ctrl-C, a full disk: nobody waits for what is being graded
+            for process in active_children():
+                process.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         if not left:
@@ -213,10 +237,19 @@ def _prepare(patience) -> None:
     """Once a process: one thread, and a fork server that ends with the process."""
     import atexit
     import signal
+    from threading import Thread
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
+    Thread(target=_end_with_the_first, daemon=True).start()
     _start(patience)
     atexit.register(lambda: _server.close())
+
+
+def _end_with_the_first() -> None:
+    """Where the first process was killed, nobody tells this one that there is no more to do. Its
+    fork server ends with it."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _start(patience) -> None:

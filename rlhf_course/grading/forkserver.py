@@ -25,16 +25,17 @@ LARGEST_REQUEST = 1000
 PR_SET_PDEATHSIG = 1
 
 
-def main(control: int, hidden: list[str]) -> None:
+def main(control: int, folder: str, hidden: list[str], cpu_seconds: int) -> None:
     """Serve the socket of this file descriptor until it is closed.
 
-    hidden: files and folders that no child may read.
+    folder: removed at the end, since the referee may have been killed; hidden: files and folders
+    that no child may read; cpu_seconds: what a child may use of processor time.
     """
     from rlhf_course.grading import sandbox
 
     network = sandbox.isolate_network()  # while there is one thread only
     serve_child = _preload()
-    readable = sandbox.readable_paths(hidden)
+    cage = sandbox.Limits(cpu_seconds), sandbox.readable_paths(hidden), network
     channel = socket.socket(fileno=control)
     children: dict[int, str] = {}
     try:
@@ -44,17 +45,19 @@ def main(control: int, hidden: list[str]) -> None:
                 return
             verb, _, argument = data.decode().partition(" ")
             if verb == "fork":
-                reply = _fork(serve_child[argument], fds[0], readable, network, children)
+                reply = _fork(serve_child[argument], fds[0], cage, children)
             else:
                 reply = {"status": _end(int(argument), children)}
             channel.sendall(json.dumps(reply).encode())
     finally:
         for pid in list(children):
             _end(pid, children)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _preload() -> dict[str, Callable]:
     """What children need and is slow to import; what each kind of child does."""
+    import matplotlib
     import numpy  # noqa: F401
     import torch
     import torch._dynamo  # the first optimizer imports it
@@ -62,13 +65,14 @@ def _preload() -> dict[str, Callable]:
 
     from rlhf_course.grading import player, reader
 
+    matplotlib.get_cachedir()  # makes a folder, which children cannot
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # pages that no collection touches stay shared with the children
     return {"player": player.serve, "reader": reader.serve}
 
 
-def _fork(serve: Callable, fd: int, readable: list[str], network: str | None, children) -> dict:
+def _fork(serve: Callable, fd: int, cage: tuple, children: dict[int, str]) -> dict:
     folder = tempfile.mkdtemp(prefix="player-")
     try:
         pid = os.fork()
@@ -81,14 +85,15 @@ def _fork(serve: Callable, fd: int, readable: list[str], network: str | None, ch
         children[pid] = folder
         return {"pid": pid}
     try:
-        _become_a_child(fd, folder, readable, network, serve)
+        _become_a_child(fd, folder, cage, serve)
     finally:
         os._exit(0)  # whatever happens, the child never returns into the server's loop
 
 
-def _become_a_child(fd: int, folder: str, readable, network, serve: Callable) -> None:
+def _become_a_child(fd: int, folder: str, cage: tuple, serve: Callable) -> None:
     from rlhf_course.grading import sandbox, wire
 
+    limits, readable, network = cage
     os.setsid()  # a group of its own, which can be killed as one
     kernel = ctypes.CDLL(None) if sys.platform == "linux" else None
     os.chdir(folder)
@@ -97,7 +102,7 @@ def _become_a_child(fd: int, folder: str, readable, network, serve: Callable) ->
         os.dup2(nothing, standard)
     os.dup2(fd, 3)
     os.closerange(4, 4096)
-    layers = sandbox.confine(sandbox.Limits(), readable)
+    layers = sandbox.confine(limits, readable)
     if kernel is not None:  # end with the server; changing the user would have cleared this
         kernel.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     wire.send(3, wire.encode(layers + ([network] if network else [])))  # before any student can

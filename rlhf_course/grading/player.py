@@ -61,28 +61,26 @@ class Player:
     def __init__(self, task: dict):
         """task: `modules` {name: text}, `drivers` {name: text}, `statements` [(text, cell, line,
         file)], `name` of the answer, `places` {exercise's name: its module}, `given` names of
-        exercises that the package answers here."""
+        exercises that the package answers here, unless the statements define them."""
         Build(task["modules"]).install()
         self.drivers, self.name, self.places = task["drivers"], task["name"], task["places"]
         module = sys.modules[STUDENT] = ModuleType(STUDENT)  # dataclasses look for it there
         self.student: dict[str, Any] = vars(module)
         self.kept: dict[int, tuple[list, list]] = {}
         self.calls = 0
-        self.problem: BaseException | None = None
+        self.failed: list[tuple[str, BaseException]] = []
         texts = " ".join(text for text, *_ in task["statements"])
         named = set(re.findall(r"\w+", texts)) & set(task["given"])
-        given = {name: self._from_package(name) for name in named}
-        self.student.update(given)
+        self.student.update({name: self._from_package(name) for name in named})
         for text, cell, line, file in task["statements"]:
             self._define(text, f"<{file} cell {cell}>" if cell else f"<{file}>", line)
-        self.student.update(given)  # also where the notebook has its own
 
     def _define(self, text: str, file: str, line: int) -> None:
         """Run one of the student's definitions; one that fails costs only what it defines."""
         try:
             run(text, line, file, self.student)
         except BaseException as error:  # noqa: BLE001 - whatever a student's text may raise
-            self.problem = self.problem or error
+            self.failed.append((text, error))
 
     def _from_package(self, name: str) -> Any:
         """The package's own answer to another exercise."""
@@ -91,7 +89,9 @@ class Player:
     def answer(self) -> Any:
         """The student's function or class. Raises what its definition raised."""
         if self.name not in self.student:
-            raise self.problem or NameError(f"{self.name} is not defined")
+            if self.failed:
+                raise self.failed[0][1]
+            raise NameError(f"{self.name} is not defined")
         return self.student[self.name]
 
     def handle(self, request: dict) -> dict:
@@ -99,7 +99,19 @@ class Player:
         try:
             return getattr(self, f"on_{request['op']}")(**request.get("with", {}))
         except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt, too
-            return {"error": described(error)}
+            return {"error": described(error) | self._reason(error)}
+
+    def _reason(self, error: BaseException) -> dict:
+        """A better text where a name is missing because its own definition has failed."""
+        name = getattr(error, "name", None) if type(error) is NameError else None
+        for text, cause in self.failed if name else ():
+            if re.search(rf"\b{re.escape(name)}\b", text):
+                why = described(cause)
+                kind, said, where = why["types"][0], why["text"], why["where"]
+                place = f" ({where})" if where else ""
+                said = f"{name!r} is missing: its definition fails{place}: {kind}: {said}"
+                return {"text": said[:LONGEST]}
+        return {}
 
     def on_start(self) -> dict:
         """Is the answer there?"""
@@ -107,7 +119,8 @@ class Player:
         return {}
 
     def on_seed(self, seed: int) -> dict:
-        """Random numbers that are drawn without a generator begin anew."""
+        """Random numbers that are drawn without a generator begin anew, with gradients on."""
+        torch.set_grad_enabled(True)
         torch.manual_seed(seed)
         return {}
 
@@ -131,7 +144,11 @@ class Player:
         leaves, outs = self.kept[call]
         pairs = [(o, c) for o, c in zip(outs, cotangents, strict=True) if c is not None]
         found = torch.autograd.grad(
-            [o for o, _ in pairs], leaves, [c for _, c in pairs], allow_unused=True
+            [o for o, _ in pairs],
+            leaves,
+            [c for _, c in pairs],
+            retain_graph=True,
+            allow_unused=True,
         )
         return {"gradients": list(found)}
 
@@ -172,10 +189,10 @@ def described(error: BaseException) -> dict:
 
 def serve(fd: int) -> None:
     """Be a player until the other side hangs up: the task first, then request after request."""
-    player = Player(wire.decode(wire.receive(fd)))
+    player = Player(wire.decode(wire.receive(fd), wire.LARGEST))
     while True:
         try:
-            request = wire.decode(wire.receive(fd))
+            request = wire.decode(wire.receive(fd), wire.LARGEST)
         except wire.WireError:
             return
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_course.coursework.exercises import find
+from rlhf_course.errors import GradingError
 
 MARK = "rlhf_course"
 """Under this name a report carries what the points are counted from."""
@@ -102,12 +103,15 @@ class Submitted:
     def pytest_pyfunc_call(self, pyfuncitem) -> bool:
         """Run the test as the referee does, on the player of its exercise."""
         id = _exercise(pyfuncitem)
-        if id not in self.attempts:
-            self.attempts[id] = self.referee.attempt(
-                self.server, find(id), self.reading.answers.get(id), self.seed, self.chosen[id]
-            )
-        attempt = self.attempts[id]
-        outcome = attempt.try_property(pyfuncitem.function)
+        try:
+            if id not in self.attempts:
+                self.attempts[id] = self.referee.attempt(
+                    self.server, find(id), self.reading.answers.get(id), self.seed, self.chosen[id]
+                )
+            attempt = self.attempts[id]
+            outcome = attempt.try_property(pyfuncitem.function)
+        except GradingError as error:  # no fault of the answer, and no other test can be run
+            pytest.exit(f"the grader itself failed: {error}", pytest.ExitCode.INTERNAL_ERROR)
         self.left[id] -= 1
         if not self.left[id]:
             attempt.end()

@@ -31,7 +31,8 @@ def read(files: Mapping[str, bytes]) -> dict[str, object]:
     An exercise is answered by one file, and takes its helpers from there. Of several files it is
     the last, in the order of their names, of the best kind: one that does not leave it blank comes
     before one that does, and then one that bears the name of the exercise's chapter. Names of
-    exercises that come before it in the course are left to the course. The tour answers nothing:
+    exercises that come before it in the course are left to the course; but what a chapter's file
+    defines under the name of an earlier chapter's exercise is a helper. The tour answers nothing:
     it shows a wrong function under an exercise's name.
     """
     problems: list[str] = []
@@ -63,8 +64,13 @@ def read(files: Mapping[str, bytes]) -> dict[str, object]:
         found = _answered_by(exercise, written)
         if found is not None:
             file, statements = found
-            given = {earlier.name for earlier in EXERCISES[:i]} - {exercise.name}
-            chosen = needed(statements, exercise.name, given)
+            helpers = {name for s in statements for name in s.defines}
+            given = {
+                earlier.name for earlier in EXERCISES[:i]
+                if not (_bears(file, exercise.chapter) and earlier.chapter < exercise.chapter
+                        and earlier.name in helpers)
+            }  # fmt: skip
+            chosen = needed(statements, exercise.name, given - {exercise.name})
             answers[exercise.id] = [[s.text, s.cell, s.line, file] for s in chosen]
     return {"answers": answers, "problems": _short(problems), "defines": list(answers)}
 
@@ -100,7 +106,24 @@ def serve(fd: int) -> None:
     """Be a reader: the files come as tensors of bytes, and what they define goes back."""
     files = wire.decode(wire.receive(fd))
     found = read({name: data.numpy().tobytes() for name, data in files.items()})
-    wire.send(fd, wire.encode(found))
+    wire.send(fd, wire.encode(packed(found)))
+
+
+def packed(found: dict) -> dict:
+    """`read`'s result with each statement once, however many exercises need it."""
+    places: dict[tuple, int] = {}
+    for statements in found["answers"].values():
+        for statement in statements:
+            places.setdefault(tuple(statement), len(places))
+    answers = {id: [places[tuple(s)] for s in each] for id, each in found["answers"].items()}
+    return {"statements": [*places], "answers": answers, "problems": found["problems"]}
+
+
+def unpacked(found: dict) -> dict[str, list]:
+    """Exercise id -> its statements, of what `packed` made. Raises IndexError, KeyError, TypeError
+    for anything else."""
+    statements = found["statements"]
+    return {id: [statements[i] for i in each] for id, each in found["answers"].items()}
 
 
 def _short(problems: list[str]) -> list[str]:

@@ -21,20 +21,24 @@ from rlhf_course.coursework.exercises import EXERCISES, STEMS, Exercise
 from rlhf_course.coursework.expect import unwritten
 from rlhf_course.coursework.trial import Outcome, properties, run
 from rlhf_course.coursework.variants import Variant, VariantSubject
+from rlhf_course.errors import GradingError
 from rlhf_course.grading import results
 from rlhf_course.grading.children import Child, ForkServer, Patience, Stopped
+from rlhf_course.grading.reader import unpacked
 from rlhf_course.grading.remote import RemoteSubject, told
 from rlhf_course.grading.results import ExerciseResult, PropertyResult, SubmissionResult
 from rlhf_course.grading.submission import Submission
 
 NOT_TRIED = "Not tried."
 NOT_WRITTEN = "Not written yet."
+NOTHING = "No exercise of this course is defined in what was handed in."
 
 
 @dataclass
 class Attempt:
     """One exercise's answer in its player, as far as it has come."""
 
+    server: ForkServer
     exercise: Exercise
     seed: int
     variant: Variant | None = None
@@ -51,14 +55,19 @@ class Attempt:
         return list(zip(properties(self.exercise), counts, strict=True))
 
     def try_property(self, test: Callable) -> Outcome | None:
-        """One property's outcome; None when it cannot be tried, for the reason in `says`."""
+        """One property's outcome; None when it cannot be tried, for the reason in `says`.
+
+        Raises GradingError when the grader has failed, not the answer.
+        """
         if self.status:
             return None
         try:
             outcome = run(test, self.subject, self.seed)
         except Stopped as stopped:
+            self.server.check()
             self.status, self.says = results.STOPPED, str(stopped)
             return None
+        self.server.check()
         self.outcomes.append(outcome)
         return outcome
 
@@ -79,8 +88,11 @@ def attempt(
     server: ForkServer, exercise: Exercise, statements: Sequence | None, seed: int,
     variant: Variant | None = None,
 ) -> Attempt:  # fmt: skip
-    """Start a player on the definitions of an answer; None: the submission has none."""
-    begun = Attempt(exercise, seed, variant)
+    """Start a player on the definitions of an answer; None: the submission has none.
+
+    Raises GradingError where no player can be started.
+    """
+    begun = Attempt(server, exercise, seed, variant)
     if statements is None:
         begun.status = results.ABSENT
         begun.says = f"No `{exercise.name}` was found."
@@ -92,6 +104,8 @@ def attempt(
     except Stopped as stopped:
         begun.status = results.STOPPED
         begun.says = f"While it was being defined: {stopped}"
+    except GradingError:
+        raise
     except Exception as error:  # noqa: BLE001 - what the student's own definition raises
         begun.status = results.BROKEN
         where = f" ({error.where})" if getattr(error, "where", "") else ""
@@ -205,7 +219,7 @@ def read(server: ForkServer, submission: Submission) -> Reading:
     child = Child(server, "reader")
     try:
         found = child.ask({name: _bytes(data) for name, data in submission.files.items()})
-        return Reading(found["answers"], problems + tuple(found["problems"]))
+        return Reading(unpacked(found), problems + tuple(found["problems"]))
     except Stopped as stopped:
         return Reading({}, (*problems, f"The files cannot be taken apart. {stopped}"))
     finally:
@@ -252,6 +266,8 @@ def grade(server: ForkServer, submission: Submission, rules: Rules) -> Submissio
         reading = read(server, submission)
         problems = reading.problems
         wanted = asked(submission, reading, rules.chapters)
+        if submission.files and not wanted:
+            problems += (NOTHING,)
         chosen = rules.chosen([exercise.id for exercise in wanted])
         for exercise in wanted:
             statements, variant = reading.answers.get(exercise.id), chosen[exercise.id]

@@ -29,8 +29,8 @@ PARTS = {
     "drive": {"value"},
 }  # fmt: skip
 """What a reply to each request holds."""
-PATHS = re.compile(r"(?:/[\w.+~-]+){2,}/?")
-"""What looks like a path of the machine in an error's text."""
+PATHS = re.compile(r"(?<![\w)\]])(?:/[\w.+~-]+){2,}/?")
+"""What looks like a path of the machine in an error's text; `a / b`, and a/b/c, are divided."""
 
 
 class RemoteSubject(Subject):

@@ -94,11 +94,14 @@ def _flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
     return {"other": type(value).__name__[:60]}
 
 
-def decode(data: bytes) -> Any:
-    """The tree that `encode` made. Raises WireError for bytes it did not make."""
+def decode(data: bytes, largest_header: int = LARGEST_HEADER) -> Any:
+    """The tree that `encode` made. Raises WireError for bytes it did not make.
+
+    largest_header: bytes of what is no tensor. Parsing costs many times that in memory and time.
+    """
     try:
         size = HEAD.unpack_from(data)[0]  # safetensors begins with the length of its own header
-        if size > LARGEST_HEADER:
+        if size > largest_header:
             raise ValueError("too much of it")
         head = json.loads(data[HEAD.size : HEAD.size + size])
         return _rebuild(json.loads(head["__metadata__"]["tree"]), load(data))

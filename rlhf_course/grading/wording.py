@@ -78,7 +78,7 @@ def verdict(exercise: ExerciseResult) -> str:
     first = f"{good} of {every} properties hold"
     if all(each.passed for each in exercise.properties if each.core):
         return first
-    return f"{first}, but not one that is {CORE}"
+    return f"{first}, but one does not that is {CORE}"
 
 
 def opening(exercise: ExerciseResult) -> str:
