@@ -193,7 +193,7 @@ def same(
     got = pick(call(function, args, kwargs))
     inputs = _named(function, args, kwargs or {})
     equal(got, expected, what, inputs, rtol, atol)
-    first = next(_tensors(got), None)
+    first = next(tensors_of(got), None)
     if dtype is not None and (first is None or first.dtype != dtype):
         raise Mismatch("another dtype than expected", inputs, dtype, getattr(first, "dtype", None))
 
@@ -212,16 +212,16 @@ def raises(function: Callable, args: Sequence, error=ValueError, kwargs: dict | 
     raise Mismatch("it should refuse this input", inputs, error.__name__, got)
 
 
-def _tensors(value) -> Iterator[Tensor]:
+def tensors_of(value) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists and dicts, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_of(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_of(item)
 
 
 def gradients(
@@ -242,7 +242,7 @@ def gradients(
     got = pick(_guarded(function, mine, kwargs, _named(function, args, kwargs)))
     generator = torch.Generator().manual_seed(5)
     total = torch.zeros((), dtype=torch.float64)
-    for out in _tensors(got):
+    for out in tensors_of(got):
         if out.is_floating_point():
             cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64) + 0.5
             if out.requires_grad:  # drawn all the same, so that every output keeps its own

@@ -12,9 +12,7 @@ import pytest
 def pytest_addoption(parser) -> None:
     """`--exercise-seed N`."""
     group = parser.getgroup("rlhf-course")
-    group.addoption(
-        "--exercise-seed", type=int, help="seed of the exercises' random inputs [0]"
-    )
+    group.addoption("--exercise-seed", type=int, help="seed of the exercises' random inputs [0]")
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def given(exercise: Exercise) -> frozenset[str]:
     return frozenset(ids - {exercise.id})
 
 
+@cache
 def package(exercise: Exercise) -> dict[str, str]:
     """Dotted name of each module -> its text; that of a package ends in ".__init__"."""
     keep = given(exercise)

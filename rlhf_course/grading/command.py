@@ -280,16 +280,16 @@ def _grade(path: Path, name: str, rules) -> SubmissionResult:
 
 def write_one(config: GradeConfig, result: SubmissionResult, only_missing: bool = False) -> None:
     """A student's folder: result.json last, for it says that the others are complete."""
-    for name, text in files_of(config, result).items():
+    for name, make in makers_of(config).items():
         file = config.out / result.name / name
         if only_missing and file.exists():
             continue
         with replacing(file) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(make(result), encoding="utf-8")
 
 
-def files_of(config: GradeConfig, result: SubmissionResult) -> dict[str, str]:
-    """File name -> text, of one student."""
+def makers_of(config: GradeConfig) -> dict[str, Callable[[SubmissionResult], str]]:
+    """Name of each file of a student -> what makes its text."""
     from rlhf_course.grading import exports, github, gradescope
 
     makers: dict[str, tuple[str, Callable[[SubmissionResult], str]]] = {
@@ -302,9 +302,8 @@ def files_of(config: GradeConfig, result: SubmissionResult) -> dict[str, str]:
         "junit": ("junit.xml", lambda each: exports.junit([each])),
         "github": ("github.txt", github.payload),
     }
-    chosen = [makers[kind] for kind in makers if kind in config.format]
-    made = {name: make(result) for name, make in chosen}
-    return made | {"result.json": result.to_json()}
+    chosen = dict(makers[kind] for kind in makers if kind in config.format)
+    return chosen | {"result.json": SubmissionResult.to_json}
 
 
 def write_summary(config: GradeConfig, results: list[SubmissionResult]) -> None:

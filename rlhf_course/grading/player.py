@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from rlhf_course.coursework.expect import changed, own
+from rlhf_course.coursework.expect import changed, own, tensors_of
 from rlhf_course.coursework.extract import run
 from rlhf_course.grading import wire
 
@@ -129,8 +129,8 @@ class Player:
         before = own(args), own(kwargs)
         value = self.answer()(*args, **kwargs)
         self.calls += 1
-        leaves = [x for x in wire.tensors_of([args, kwargs]) if x.requires_grad]
-        self.kept[self.calls] = leaves, list(wire.tensors_of(value))
+        leaves = [x for x in tensors_of([args, kwargs]) if x.requires_grad]
+        self.kept[self.calls] = leaves, list(tensors_of(value))
         self.kept.pop(self.calls - KEPT, None)
         others = {}
         if not leaves:  # a leaf cannot be changed

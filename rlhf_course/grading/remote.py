@@ -18,8 +18,9 @@ from torch import Tensor
 
 from rlhf_course.coursework import bank
 from rlhf_course.coursework.exercises import EXERCISES, Exercise, find
+from rlhf_course.coursework.expect import tensors_of
 from rlhf_course.coursework.subject import Subject, scrambled
-from rlhf_course.grading import build, wire
+from rlhf_course.grading import build
 from rlhf_course.grading.children import Child, ForkServer, Stopped
 
 LONGEST, MOST_BASES = 300, 30
@@ -102,8 +103,8 @@ class _Function:
         except Exception:  # noqa: BLE001 - of what a player may make up, nothing fits
             raise Stopped("Its result cannot be read.") from None
         value = reply["value"]
-        leaves = [x for x in wire.tensors_of([args, kwargs]) if x.requires_grad]
-        outs = list(wire.tensors_of(value))
+        leaves = [x for x in tensors_of([args, kwargs]) if x.requires_grad]
+        outs = list(tensors_of(value))
         if not leaves or not any(out.requires_grad for out in outs):
             return _map(value, Tensor.detach)
         linked = iter(_Link.apply(self.subject, reply["call"], outs, *leaves))

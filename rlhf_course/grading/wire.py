@@ -12,7 +12,6 @@ import os
 import select
 import struct
 import time
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -58,18 +57,6 @@ def encode(value: Any) -> bytes:
     tensors: dict[str, Tensor] = {}
     tree = _flatten(value, tensors)
     return save(tensors, {"tree": json.dumps(tree)})
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a tree, in the order in which they cross."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_of(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_of(item)
 
 
 def _flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
