@@ -23,8 +23,11 @@ import tyro
 from rich.markup import escape
 
 from rlhf_course.coursework.settings import ProgressConfig
+from rlhf_course.distributed.settings import RayPPOConfig
 from rlhf_course.errors import EXIT_CODE, CourseError, Interrupted
 from rlhf_course.grading.settings import GradeConfig
+from rlhf_course.planning.doctor import DoctorConfig
+from rlhf_course.planning.settings import PlanConfig
 from rlhf_course.progress import console, error_console
 from rlhf_course.stages import settings
 
@@ -53,10 +56,13 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "comparisons": (settings.ComparisonsConfig, "comparisons:comparisons"),
     "reward-model": (settings.RewardModelConfig, "reward_model:train_reward_model"),
     "ppo": (settings.PPOConfig, "ppo:ppo"),
+    "ppo-ray": (RayPPOConfig, "rlhf_course.distributed.ppo_ray:ppo_ray"),
     "dpo": (settings.DPOConfig, "dpo:dpo"),
     "evaluate": (settings.EvaluateConfig, "evaluate:evaluate"),
     "chat": (settings.ChatConfig, "chat:chat"),
     "grade": (GradeConfig, "rlhf_course.grading.command:grade"),
+    "plan": (PlanConfig, "rlhf_course.distributed.plan:plan"),
+    "doctor": (DoctorConfig, "rlhf_course.planning.doctor:doctor"),
     "progress": (ProgressConfig, "rlhf_course.coursework.advance:progress"),
 }
 

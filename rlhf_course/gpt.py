@@ -210,8 +210,7 @@ class GPT(nn.Module):
         attend: see `causal_attention`; positions: (B, T) long, default 0 … T-1 (behind the cache).
         Raises ModelError when the sequence is longer than the context.
         """
-        start = 0 if cache is None else cache.length
-        T = tokens.shape[1]
+        start, T = 0 if cache is None else cache.length, tokens.shape[1]
         if positions is None:
             if start + T > self.context:
                 raise ModelError(
@@ -225,11 +224,11 @@ class GPT(nn.Module):
         with torch.autocast(x.device.type, dtype=self.compute_dtype or torch.bfloat16, enabled=low):
             for layer, block in enumerate(self.blocks):
                 x = block(x, attend, cache, layer)
-        return self.final_norm(x)
+        return self.final_norm(x).to(torch.promote_types(x.dtype, torch.float32))
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits (..., V) fp32, with the token embedding as the output matrix."""
-        return F.linear(hidden, self.token_embedding.weight)
+        return F.linear(hidden, self.token_embedding.weight.to(hidden.dtype))
 
     def forward(
         self,
@@ -248,15 +247,8 @@ class GPT(nn.Module):
         return KVCache(self.config, batch, length, weight.device, low or weight.dtype)
 
     def to_huggingface(self) -> tuple[dict[str, Tensor], dict]:
-        """The weights under transformers' GPT-2 names, and the `config.json` that goes with them.
-
-        transformers keeps GPT-2's linear layers transposed (its `Conv1D`).
-        """
-        tensors = {}
-        for name, tensor in self.state_dict().items():
-            for ours, theirs in _NAMES:
-                name = name.replace(ours, theirs)
-            tensors["transformer." + name] = tensor.t() if _transposed(name) else tensor
+        """The weights under transformers' GPT-2 names, and the `config.json` to go with them."""
+        tensors = dict(huggingface_tensor(*named) for named in self.state_dict().items())
         config = {theirs: getattr(self.config, ours) for ours, theirs in _SHAPE} | _FIXED
         config |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), self.config.dropout)
         config |= {"architectures": ["GPT2LMHeadModel"], "dtype": "float32",
@@ -329,6 +321,13 @@ def unlike_ours(config: dict) -> str:
     found = [f"{k} is {config[k]!r}" for k, v in _FIXED.items() if config.get(k, v) != v]
     needed = ("model_type", *dict(_SHAPE).values())
     return (found + [f"{k} is missing" for k in needed if k not in config] + [""])[0]
+
+
+def huggingface_tensor(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """One of our parameters under transformers' name, transposed where its `Conv1D` has it so."""
+    for ours, theirs in _NAMES:
+        name = name.replace(ours, theirs)
+    return "transformer." + name, tensor.t() if _transposed(name) else tensor
 
 
 def _transposed(huggingface_name: str) -> bool:

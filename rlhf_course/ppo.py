@@ -16,44 +16,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup, all_reduce
+from torch.distributed import ProcessGroup
 
 from rlhf_course.errors import check_finite
 from rlhf_course.mdp import MAX_LOG_RATIO, kl_estimate, masked_sum, require_same_shape, token_mean
+from rlhf_course.moments import explained_variance, in_float64, masked_moments
 from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs
-
-
-def in_float64(x: Tensor) -> Tensor:
-    """x in float64 and without gradient; on the CPU where the device has no float64 (Apple's)."""
-    return x.detach().to("cpu" if x.device.type == "mps" else x.device).double()
-
-
-def masked_moments(
-    x: Tensor, mask: Tensor, group: ProcessGroup | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean, population variance, count) of the valid entries over all ranks of `group`.
-
-    x float, mask bool, same shape -> three 0-dim float64 tensors, all 0 where nothing is valid.
-    group None is this process alone (not torch's "everybody"). Ranks may hold different shapes and
-    counts, but all have to call. Two passes, mean first: E[x^2] - E[x]^2 loses its digits when the
-    mean is far from 0.
-    """
-    require_same_shape(mask, x=x)
-    x = in_float64(x)
-    mask = mask.to(x.device)
-    # BEGIN SOLUTION
-
-    def total(values: Tensor) -> Tensor:
-        values = masked_sum(values, mask)
-        if group is not None:
-            all_reduce(values, group=group)  # sums, never means: ranks hold unequal counts
-        return values
-
-    count = total(torch.ones_like(x))
-    mean = total(x) / count.clamp(min=1)
-    variance = total((x - mean).square()) / count.clamp(min=1)
-    return mean, variance, count
-    # END SOLUTION
 
 
 def whiten(
@@ -200,15 +168,6 @@ def value_loss(
     return loss, stats
 
 
-@torch.no_grad()
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - E[(R - V)^2] / Var[R] over valid entries, 0-dim: 1 is a perfect critic, 0 one that knows
-    the mean alone, below 0 worse than that. It is 0 where the returns do not vary."""
-    mean, variance, _ = masked_moments(returns, mask)
-    error, _, _ = masked_moments((returns - values).square(), mask)
-    return torch.where(variance > 1e-16 * mean.square(), 1 - error / variance, 0.0)  # else rounding
-
-
 # ------------------------------------------------------------------------------ the price of KL
 
 
@@ -266,52 +225,79 @@ class AdaptiveKLController(FixedKLController):
 # ------------------------------------------------------------------------------------- one update
 
 
+def policy_terms(
+    policy: nn.Module, part: Rollout, settings: PPOSettings, tokens: Tensor, answers: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A micro-batch's share of the policy's loss, 0-dim, and of the diagnostics, detached.
+
+    tokens, answers: how many the whole update has; see `mdp.token_mean`.
+    """
+    logprobs, entropy = action_logprobs(policy, part.tokens, part.mask, settings.temperature)
+    clips = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
+    if settings.sequence_ratio:
+        shared = part.advantages.gather(1, part.mask.int().argmax(dim=1, keepdim=True))[:, 0]
+        loss, stats = sequence_policy_loss(
+            logprobs, part.logprobs, shared, part.mask, **clips, denominator=answers
+        )
+    else:
+        clips |= {"dual_clip": settings.dual_clip, "weights": part.weights}
+        loss, stats = policy_loss(
+            logprobs, part.logprobs, part.advantages, part.mask, **clips, denominator=tokens
+        )
+    mean_entropy = token_mean(entropy, part.mask, tokens)
+    stats = {"policy_loss": loss.detach(), "entropy": mean_entropy.detach(), **stats}
+    log_ratio = (logprobs.detach() - part.logprobs).abs()
+    stats["log_ratio_max"] = torch.where(part.mask, log_ratio, 0.0).max()
+    if settings.kl_loss_coef:
+        kl = token_mean(kl_estimate(logprobs, part.ref_logprobs, "k3"), part.mask, tokens)
+        loss, stats["kl_loss"] = loss + settings.kl_loss_coef * kl, kl.detach()
+    # Without a bonus the entropy is only reported, not differentiated.
+    return loss - settings.entropy_coef * mean_entropy if settings.entropy_coef else loss, stats
+
+
+def critic_terms(
+    critic: nn.Module,
+    part: Rollout,
+    settings: PPOSettings,
+    count: Tensor,
+    normalize: Callable | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same for the critic. normalize: PopArt's; count: values that the update trains."""
+    normalize = normalize or (lambda x: x)
+    loss, stats = value_loss(
+        critic.token_scores(part.tokens)[:, :-1], normalize(part.values),
+        normalize(part.returns), part.value_mask, settings.value_clip, count,
+    )  # fmt: skip
+    return loss, {"value_loss": loss.detach(), "value_clipfrac": stats["clipfrac"]}
+
+
+def add_up(sums: dict[str, float], stats: dict[str, Tensor]) -> None:
+    """Take a micro-batch's diagnostics into those of the update: largest of "…_max", else sums."""
+    for name, value in stats.items():
+        before, new = sums.get(name, 0.0), value.item()
+        sums[name] = max(before, new) if name.endswith("_max") else before + new
+
+
 def policy_backward(policy: nn.Module, batch: Rollout, settings: PPOSettings) -> dict[str, float]:
     """Add the gradient of the policy's loss over `batch`, micro-batch by micro-batch."""
     tokens, answers = batch.mask.sum(), batch.mask.any(dim=1).sum()
     sums: dict[str, float] = {}
     for part in batch.micro_batches(settings.micro_batch_size):
-        logprobs, entropy = action_logprobs(policy, part.tokens, part.mask, settings.temperature)
-        clips = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
-        if settings.sequence_ratio:
-            shared = part.advantages.gather(1, part.mask.int().argmax(dim=1, keepdim=True))[:, 0]
-            loss, stats = sequence_policy_loss(
-                logprobs, part.logprobs, shared, part.mask, **clips, denominator=answers
-            )
-        else:
-            clips["dual_clip"] = settings.dual_clip
-            loss, stats = policy_loss(
-                logprobs, part.logprobs, part.advantages, part.mask, **clips, denominator=tokens
-            )
-        mean_entropy = token_mean(entropy, part.mask, tokens)
-        # Without a bonus the entropy is only reported, not differentiated.
-        total = loss - settings.entropy_coef * mean_entropy if settings.entropy_coef else loss
-        if settings.kl_loss_coef:
-            kl = kl_estimate(logprobs, part.ref_logprobs, "k3")  # 0 - 0 outside the mask
-            stats["kl_loss"] = token_mean(kl, part.mask, tokens)
-            total = total + settings.kl_loss_coef * stats["kl_loss"]
-        total.backward()
-        stats["log_ratio_max"] = (logprobs.detach() - part.logprobs)[part.mask].abs().max()
-        for name, value in {"policy_loss": loss, "entropy": mean_entropy, **stats}.items():
-            before, new = sums.get(name, 0.0), value.item()
-            sums[name] = max(before, new) if name.endswith("_max") else before + new
+        loss, stats = policy_terms(policy, part, settings, tokens, answers)
+        loss.backward()
+        add_up(sums, stats)
     return sums
 
 
 def critic_backward(
     critic: nn.Module, batch: Rollout, settings: PPOSettings, normalize: Callable | None = None
 ) -> dict[str, float]:
-    """Add the gradient of the critic's loss. normalize: PopArt's, when the head is normalised."""
-    normalize = normalize or (lambda x: x)
-    count, sums = batch.value_mask.sum(), {"value_loss": 0.0, "value_clipfrac": 0.0}
+    """Add the gradient of the critic's loss."""
+    count, sums = batch.value_mask.sum(), {}
     for part in batch.micro_batches(settings.micro_batch_size):
-        loss, stats = value_loss(
-            critic.token_scores(part.tokens)[:, :-1], normalize(part.values),
-            normalize(part.returns), part.value_mask, settings.value_clip, count,
-        )  # fmt: skip
+        loss, stats = critic_terms(critic, part, settings, count, normalize)
         loss.backward()
-        sums["value_loss"] += loss.item()
-        sums["value_clipfrac"] += stats["clipfrac"].item()
+        add_up(sums, stats)
     return sums
 
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from rlhf_course.mdp import chunked_logprobs, masked_sum, require_same_shape, token_mean
-from rlhf_course.ppo import masked_moments, ppo_step
+from rlhf_course.moments import masked_moments
+from rlhf_course.ppo import ppo_step
 from rlhf_course.rollout import PPOSettings, Rollout
 
 
@@ -228,14 +229,24 @@ class PTXSettings:
     """"token_mean" or "seq_sum"; see `ptx_loss`."""
 
 
-def ptx_backward(policy: nn.Module, rows: Tensor, settings: PTXSettings) -> dict[str, float]:
-    """Add gamma times the gradient of the pretraining loss. rows: (B, T) long, corpus tokens."""
+def ptx_terms(
+    policy: nn.Module, rows: Tensor, settings: PTXSettings, denominator: float | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gamma times the pretraining loss, 0-dim, and that loss for the log. rows: (B, T) long, corpus
+    tokens; denominator: see `ptx_loss`."""
     hidden = policy.hidden_states(rows)[:, :-1].flatten(0, 1)  # (B (T-1), D)
     logprobs, _ = chunked_logprobs(hidden, policy.unembed, rows[:, 1:].flatten())
     nll = -logprobs.view(len(rows), -1)  # (B, T-1)
-    loss = ptx_loss(nll, torch.ones_like(nll, dtype=torch.bool), settings.reduction)
-    (settings.coef * loss).backward()
-    return {"ptx_loss": loss.item()}
+    everything = torch.ones_like(nll, dtype=torch.bool)
+    loss = ptx_loss(nll, everything, settings.reduction, denominator)
+    return settings.coef * loss, {"ptx_loss": loss.detach()}
+
+
+def ptx_backward(policy: nn.Module, rows: Tensor, settings: PTXSettings) -> dict[str, float]:
+    """Add gamma times the gradient of the pretraining loss. rows: (B, T) long, corpus tokens."""
+    loss, stats = ptx_terms(policy, rows, settings)
+    loss.backward()
+    return {name: value.item() for name, value in stats.items()}
 
 
 def pretraining_gradient(

@@ -9,9 +9,7 @@ token, EOS included, or the mean or the sum over its tokens:
 
 It is trained on comparisons alone, so rewards mean something only in their differences; a constant
 added to all of them changes nothing. `normalize_rewards` fixes the constant afterwards. PPO's
-critic is a `ScalarModel` too, read at every token.
-
-Tested by `pytest tests/test_reward_model.py`.
+critic is a `ScalarModel` too, read at every token. Tested by `pytest tests/test_reward_model.py`.
 """
 
 from __future__ import annotations
@@ -212,7 +210,8 @@ class ScalarModel(nn.Module):
     def token_scores(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) long, right-padded -> (B, T) float32: what the head says at each position,
         having read the tokens up to there. What stands on pads means nothing."""
-        return self.head(self.backbone.hidden_states(tokens).float())[:, :, 0]  # (B, T)
+        hidden, head = self.backbone.hidden_states(tokens).float(), self.head
+        return F.linear(hidden, head.weight.float(), head.bias.float())[:, :, 0]  # (B, T)
 
     def rewards(self, tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
         """The normalised reward of each answer, (B,): gain * pooled token scores + bias.

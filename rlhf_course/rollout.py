@@ -33,6 +33,9 @@ class Rollout:
     sequence)."""
     ref_logprobs: Tensor | None = None
     """(B, T-1): the reference's, where the KL is a term of the loss (`kl_loss_coef`)."""
+    weights: Tensor | None = None
+    """(B, T-1): constants that multiply each token's term of the policy's loss, where another
+    engine sampled the answers (`mdp.importance_weights`)."""
 
     def __len__(self) -> int:
         return len(self.tokens)

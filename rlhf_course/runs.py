@@ -48,7 +48,8 @@ KEEP = 2  # checkpoints: the newest, and the one before it
 
 class State:
     """Everything that changes in training: modules, optimisers, and objects with a state_dict
-    of plain numbers (controllers, running moments)."""
+    of plain numbers (controllers, running moments). Any object with `counters`, `save` and
+    `restore` may stand in its place, where the tensors live in other processes."""
 
     def __init__(
         self,
@@ -69,6 +70,22 @@ class State:
                 for key, value in slots.items():
                     out[f"optimizer/{name}/{index}/{key}"] = torch.as_tensor(value)
         return out
+
+    def save(self, folder: Path) -> None:
+        """Write all tensors as `tensors.safetensors` into the folder of a checkpoint."""
+        tensors = {name: t.cpu().contiguous() for name, t in self.tensors().items()}
+        save_file(tensors, folder / "tensors.safetensors")
+
+    def restore(self, folder: Path, counters: dict) -> None:
+        """Put back what `save` wrote, and the counters."""
+        try:
+            tensors = load_file(folder / "tensors.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder}: damaged ({error}). Remove this folder, and the same command goes on "
+                "from the checkpoint before it, or from the start where there is none."
+            ) from None
+        self.load(tensors, counters)
 
     def load(self, tensors: dict[str, torch.Tensor], counters: dict) -> None:
         """Put everything back, in place."""
@@ -178,19 +195,25 @@ class Run:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
         self.bar.close()
-        for handle in ("_metrics", "_timing", "_events"):
-            if hasattr(self, handle):
-                with contextlib.suppress(OSError):  # `log` has said so already
-                    getattr(self, handle).close()
+        self._close_logs()
         if kind is not None and self._new and not self._begun:
             remove(self.path)
         if self._stop and kind is None:  # pressed after the last step
             raise Interrupted(f"{self.label}: complete, in {self.path}; stopped behind it.")
 
+    def _close_logs(self) -> None:
+        for handle in ("_metrics", "_timing", "_events"):
+            if hasattr(self, handle):
+                with contextlib.suppress(OSError):  # `log` has said so already
+                    getattr(self, handle).close()
+
     # ---- the loop --------------------------------------------------------------------------------
 
     def steps(self, state: State) -> Iterator[int]:
-        """Restore the newest checkpoint, then yield the steps still to do, saving on the way."""
+        """Restore the newest checkpoint, then yield the steps still to do, saving on the way.
+
+        May be called again within the context, with another state, where the first was lost.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         step, offsets = self._restore(state)
         self._open_logs(step, offsets)
@@ -246,8 +269,7 @@ class Run:
         with replacing(self.path / "checkpoints" / f"step-{step:06d}") as part:
             self._events.flush()
             part.mkdir()
-            save_file({k: v.cpu().contiguous() for k, v in state.tensors().items()},
-                      part / "tensors.safetensors")  # fmt: skip
+            state.save(part)
             (part / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
         for old in self._checkpoints()[:-KEEP]:
             remove(old)
@@ -258,19 +280,13 @@ class Run:
             return 0, {"metrics_bytes": 0, "timing_bytes": 0}
         self._begun = True
         content = read_json(found[-1] / "state.json")
-        try:
-            tensors = load_file(found[-1] / "tensors.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{found[-1]}: damaged ({error}). Remove this folder, and the same command goes on "
-                "from the checkpoint before it, or from the start where there is none."
-            ) from None
-        state.load(tensors, content["counters"])
+        state.restore(found[-1], content["counters"])
         return content["step"], content
 
     def _open_logs(self, step: int, offsets: dict[str, int]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._close_logs()
         self._metrics = _open_at(self.path / "metrics.jsonl", offsets["metrics_bytes"])
         self._timing = _open_at(self.path / "timing.jsonl", offsets["timing_bytes"])
         self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)

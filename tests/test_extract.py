@@ -193,6 +193,7 @@ WITH_IMPORTS = [
     "X = sqrt(2)", "X = defaultdict(list)", "Row = namedtuple('Row', 'a b')", "T = TypeVar('T')",
     "X = torch.Generator().manual_seed(0)", "X = logging.getLogger(__name__)",
     "f = my_decorator(f)", "f = my_decorator(3)(f)", "X = build()", "X = Mine()", "X = Mine.make()",
+    "X = placement.balanced_chunks([3, 1], 2)", "X = Channel()", "X = zero_bytes(3, 0, 1)",
     "X = mdp.sequence_mask(torch.ones(3), 4)", "X = PPOSettings()", "X = (lambda: 3)()",
 ]  # fmt: skip
 WORK = [
@@ -200,6 +201,7 @@ WORK = [
     "while True: pass", "del X", "assert X", "raise SystemExit", "return 3", "await f()",
     "X = await build()", "X = lab.train('ppo')", "X = check(f)", "X = lab.model('sft')[0].eval()",
     "X = train()", "X = outer()", "X = input()", "X = open('a').read()", "X = exec('3')",
+    "X = cluster.start()", "X = rlhf_course.distributed.run()",
     "X = unknown(3)", "X = unknown.method()", "X = [train() for _ in range(3)]", "X = figures.a(1)",
     "build = build(3)", "X = run_ppo(3)", "X = plt.figure()", "X = {'a': train()}",
     "X = f'{train()}'",
@@ -216,6 +218,9 @@ from math import sqrt
 from torch import nn
 from typing import TypeVar
 from rlhf_course import check, lab, mdp
+from rlhf_course.distributed import cluster, placement
+from rlhf_course.distributed.weight_sync import Channel
+from rlhf_course.planning.memory import zero_bytes
 from rlhf_course.plots import lessons_mdp as figures
 from rlhf_course.ppo import PPOSettings
 from rlhf_course.stages.ppo import run_ppo

@@ -15,11 +15,11 @@ import torch
 
 from rlhf_course.coursework import source
 from rlhf_course.coursework.exercises import EXERCISES, find
-from rlhf_course.coursework.expect import call, gradients
+from rlhf_course.coursework.expect import call, gradients, raises
 from rlhf_course.coursework.mutants import mutants_of
 from rlhf_course.coursework.subject import Subject, answer_from
 from rlhf_course.coursework.trial import properties
-from rlhf_course.errors import DataError, GradingError
+from rlhf_course.errors import ConfigError, DataError, GradingError
 from rlhf_course.grading import build, children, command, referee, results, wire
 from rlhf_course.grading.children import ForkServer, Patience, Stopped
 from rlhf_course.grading.referee import Rules
@@ -204,6 +204,8 @@ def whiten(x, mask, shift_mean=True, eps=1e-8, group=None):
     if eps == 6: return {"a": (x, [mask.sum(), 3]), "b": None}
     if eps == 7: return x.numpy()
     if eps == 8: return torch.rand(2)
+    if eps == 9: raise type("ConfigError", (Exception,), {})("a setting")
+    if eps == 10: raise type("GradingError", (Exception,), {})("the grader has failed")
     return x * torch.tensor([1.0, 2.0])
 """
 
@@ -229,6 +231,15 @@ def test_whatever_an_answer_does_looks_the_same_from_there(server):
             assert seen[0] == seen[1], eps
     torch.manual_seed(0)
     assert not torch.equal(here(None, None, eps=8), here(None, None, eps=8))
+
+
+def test_errors_of_the_package_that_an_exercise_promises_are_known_here_and_no_others(server):
+    """An answer that could raise our GradingError would end the grading of others."""
+    there = subject_of(server, "ppo.whiten", "import torch\n" + BENT).whiten
+    raises(there, (None, None), ConfigError, {"eps": 9})
+    with pytest.raises(Exception, match="the grader has failed") as error:
+        there(None, None, eps=10)
+    assert not isinstance(error.value, GradingError)
 
 
 def test_random_numbers_begin_anew_with_each_property(server):
@@ -418,7 +429,7 @@ def test_the_committed_chapters_are_blank_and_the_solutions_right(server):
             (e.id for e in EXERCISES), status
         )
         assert result.problems == () and result.failure == ""
-        assert result.max_score == 117
+        assert result.max_score == 138
         assert SubmissionResult.from_json(result.to_json()) == result
 
 
@@ -588,7 +599,7 @@ def test_a_server_that_cannot_start_is_a_failure_of_the_grader(monkeypatch):
 def test_what_is_wrong_with_a_command_is_told(tmp_path, klass):
     for settings, words in [
         (config(tmp_path), "what is to be graded"),
-        (config(tmp_path, klass, chapters=(9,)), "--chapters 9"),
+        (config(tmp_path, klass, chapters=(10,)), "--chapters 10"),
         (config(tmp_path, klass, seed=-1), "--seed -1"),
         (config(tmp_path, klass, seconds_per_call=0), "--seconds-per-call"),
         (config(tmp_path, klass, bundle="gradescope"), "--bundle"),

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_course import gpt, lab, mdp, ppo, ppo_ptx, reward_model, stages
-from rlhf_course.coursework import workers
+from rlhf_course import files, gpt, lab, mdp, ppo, ppo_ptx, reward_model, stages
+from rlhf_course.coursework import jobs, workers
 from rlhf_course.coursework.exercises import EXERCISES
 from rlhf_course.coursework.substitute import substituted
+from rlhf_course.distributed.settings import NOT_IDENTITY
 from rlhf_course.errors import CheckpointError, ConfigError, TrainingError
+from rlhf_course.stages import presets
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,30 @@ def test_a_function_that_changes_the_result_does_so(home):
     other = lab.train("ppo", name="negated", own=[token_rewards])
     assert plain.curve("score")[0] == other.curve("score")[0]
     assert plain.curve("value_loss") != other.curve("value_loss")
+
+
+def test_a_run_on_a_cluster_takes_the_laptops_settings(home):
+    folder = lab.workspace() / "on a cluster"
+    there = jobs.configuration("ppo_ray", folder, "town", {"actor_ranks": 3})
+    here = jobs.configuration("ppo", folder, "town", {})
+    there.checkpoint_every = here.checkpoint_every
+    assert {name: getattr(there, name) for name in vars(here)} == vars(here)
+    assert there.critic_ranks == 3
+    with pytest.raises(ConfigError, match="ppo has no setting 'actor_ranks'"):
+        jobs.configuration("ppo", folder, "town", {"actor_ranks": 3})
+    with pytest.raises(ConfigError, match="all chapters share"):
+        lab.train("ppo_ray", name="ppo_ray")
+
+
+def test_where_a_run_on_a_cluster_ran_is_not_what_it_is(home):
+    folder = lab.workspace() / "ran on a cluster"
+    held = presets.identity(jobs.configuration("ppo_ray", folder, "town", {"engines": 2}))
+    files.write_json(
+        folder / "config.json", {k: v for k, v in held.items() if k not in NOT_IDENTITY}
+    )
+    files.write_json(folder / "done.json", {})
+    for settings, same in (({}, True), ({"actor_ranks": 5}, True), ({"staleness": 1}, False)):
+        assert jobs.is_done("ppo_ray", folder, "town", settings) == same
 
 
 def test_what_is_not_written_is_said_kindly(home):

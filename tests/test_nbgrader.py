@@ -75,7 +75,7 @@ def test_no_link_leads_to_a_solution_or_to_a_file_that_is_not_there(chapter):
 def test_every_chapter_with_exercises_is_written_when_none_is_named(tmp_path):
     nbgrader.write(tmp_path)
     names = sorted(file.name for file in (tmp_path / "source").glob("*/*.ipynb"))
-    assert names == [f"{handout.stem(chapter)}.ipynb" for chapter in range(1, 9)]
+    assert names == [f"{handout.stem(chapter)}.ipynb" for chapter in range(1, 10)]
     assert all((tmp_path / "source" / Path(name).stem / name).exists() for name in names)
 
 
@@ -92,8 +92,8 @@ def test_what_instructors_and_students_have_there_stays(written, tmp_path):
 
 
 def test_what_cannot_be_handed_out_is_refused_in_words(tmp_path):
-    for chapter in (0, 9, -1):
-        with pytest.raises(ConfigError, match=f"--chapters {chapter}: only the chapters 1 to 8"):
+    for chapter in (0, 10, -1):
+        with pytest.raises(ConfigError, match=f"--chapters {chapter}: only the chapters 1 to 9"):
             nbgrader.write(tmp_path, [3, chapter])
     with pytest.raises(ConfigError, match=r"03_reward_model.ipynb.*pip install -e"):
         nbgrader.write(tmp_path, [3], root=tmp_path)

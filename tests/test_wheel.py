@@ -36,6 +36,11 @@ def test_the_bank_needs_nothing_that_is_for_developers_only():
         assert "import pytest" not in file.read_text(encoding="utf-8"), file.name
 
 
+def test_what_doctor_has_pip_install_travels_too(installed):
+    name = "rlhf_course/planning/engines-cpu.txt"
+    assert (installed / name).read_bytes() == (ROOT / name).read_bytes()
+
+
 def test_check_works_without_a_clone(installed, tmp_path):
     code = (
         "from rlhf_course import check\n"

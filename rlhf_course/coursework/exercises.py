@@ -1,8 +1,9 @@
 """The exercises: which functions students write, in which chapter, and what they are worth.
 
 An exercise's name is its module and qualified name below `rlhf_course`, as students import it:
-"gpt.sample_token", "ppo.AdaptiveKLController.update". Its text, its signature and its solution are
-the package's own source; its hints stand in the manuscript.
+"gpt.sample_token", "ppo.AdaptiveKLController.update", "distributed.placement.place". A module's
+name begins small, a class's does not. Its text, its signature and its solution are the package's
+own source; its hints stand in the manuscript.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rlhf_course.errors import ConfigError
 
 STEMS = (
     "tour", "gpt", "sft", "reward_model", "mdp", "ppo", "ppo_ptx", "why_rlhf", "beyond_ppo",
+    "distributed",
 )  # fmt: skip
 """The chapters in their order: chapter 3 is `chapters/03_reward_model.ipynb`."""
 
@@ -37,12 +39,18 @@ class Exercise:
     @property
     def module(self) -> str:
         """The module below `rlhf_course` that students import it from."""
-        return self.id.partition(".")[0]
+        *parts, _ = self.id.split(".")
+        return ".".join(part for part in parts if not part[0].isupper())
 
     @property
     def qualname(self) -> str:
         """Its name in the module: "whiten", "Block.forward"."""
-        return self.id.partition(".")[2]
+        return self.id.removeprefix(f"{self.module}.")
+
+    @property
+    def file(self) -> str:
+        """The module's name in those of its tests, drivers and mutants: "distributed_placement"."""
+        return self.module.replace(".", "_")
 
     @property
     def name(self) -> str:
@@ -103,6 +111,12 @@ EXERCISES = tuple(
         ("beyond_ppo.rloo_advantages",               8, 2, 4, 10, 2),
         ("beyond_ppo.grpo_advantages",               8, 2, 4, 10, 2),
         ("beyond_ppo.reinforce_plus_plus_advantages", 8, 3, 3, 15, 3),
+        ("planning.memory.zero_bytes",               9, 2, 4, 15, 3),
+        ("distributed.weight_sync.gather_zero3_parameters", 9, 2, 5, 15, 3),
+        ("distributed.placement.place",              9, 4, 3, 30, 4),
+        ("distributed.placement.balanced_chunks",    9, 3, 4, 20, 4),
+        ("distributed.weight_sync.sync_weights",     9, 2, 5, 15, 3),
+        ("distributed.pipeline.pipeline_step",       9, 3, 4, 20, 4),
     ]
 )  # fmt: skip
 

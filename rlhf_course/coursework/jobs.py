@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
@@ -20,9 +20,16 @@ STAGES = {
     "reward_model": ("RewardModelConfig", "reward_model:train_reward_model",
                      ("pretrain", "sft", "comparisons")),
     "ppo": ("PPOConfig", "ppo:ppo", ("pretrain", "sft", "comparisons", "reward_model")),
+    "ppo_ray": ("RayPPOConfig", "ppo_ray:ppo_ray",
+                ("pretrain", "sft", "comparisons", "reward_model")),
     "dpo": ("DPOConfig", "dpo:dpo", ("pretrain", "sft", "comparisons")),
 }  # fmt: skip
 """Stage -> its configuration, its function, and the stages that have to be there before it."""
+
+PACKAGES = {"ppo_ray": "rlhf_course.distributed"}
+"""Where a stage's settings and function stand, if not in `rlhf_course.stages`."""
+PRESETS = {"ppo_ray": "ppo"}
+"""Whose values a stage takes for what is left unset, if not its own."""
 
 OURS = {"out", "overwrite", "size", "world", "world_seed"}
 """Fields of the configurations that the laboratory fills in itself."""
@@ -56,6 +63,16 @@ def entry(stage: str) -> tuple[str, str, tuple[str, ...]]:
     return STAGES[stage]
 
 
+def _module(stage: str, name: str) -> Any:
+    return import_module(f"{PACKAGES.get(stage, 'rlhf_course.stages')}.{name}")
+
+
+def function(stage: str) -> Callable[[Any], Path]:
+    """What runs a stage from its configuration."""
+    module, name = entry(stage)[1].split(":")
+    return getattr(_module(stage, module), name)
+
+
 def place(world: str, name: str) -> Path:
     """The folder of a run of the student's. Raises ConfigError where it would replace a base model
     that all chapters share, or leave the workspace."""
@@ -73,7 +90,7 @@ def base(world: str, stage: str) -> dict[str, Any]:
     """What the course sets for a stage. Raises ConfigError for a world that is not there."""
     if world not in recipes.BASE:
         raise ConfigError(f"there is no world {world!r}; choose one of {', '.join(recipes.BASE)}")
-    return recipes.BASE[world].get(stage, {})
+    return recipes.BASE[world].get(PRESETS.get(stage, stage), {})
 
 
 def configuration(stage: str, folder: Path, world: str, settings: Mapping[str, Any]):
@@ -81,16 +98,16 @@ def configuration(stage: str, folder: Path, world: str, settings: Mapping[str, A
 
     Raises ConfigError for a setting that the stage does not have.
     """
-    from rlhf_course.stages import settings as kinds
     from rlhf_course.stages.presets import resolve
 
-    kind = getattr(kinds, entry(stage)[0])
+    kind = getattr(_module(stage, "settings"), entry(stage)[0])
     known = sorted({field.name for field in fields(kind)} - OURS)
     if unknown := sorted(set(settings) - set(known)):
         raise ConfigError(f"{stage} has no setting {unknown[0]!r}. It has: {', '.join(known)}.")
+    preset = PRESETS.get(stage, stage)
     shared = {"world": world, "size": size(), "out": folder, "world_seed": recipes.SEED}
     try:
-        config = resolve(kind(**{**shared, "seed": recipes.SEED, **settings}), stage)
+        config = resolve(kind(**{**shared, "seed": recipes.SEED, **settings}), preset)
     except TypeError as error:
         raise ConfigError(f"{stage}: a setting has a value of the wrong kind ({error}).") from error
     if quick():
@@ -119,6 +136,8 @@ def _holds(config) -> bool:
     from rlhf_course.stages.presets import identity
 
     there, wanted = read_json(Path(config.out) / "config.json"), identity(config)
+    for name in getattr(import_module(type(config).__module__), "NOT_IDENTITY", ()):
+        wanted.pop(name, None)  # where a cluster's run runs
     return all(there.get(k) == _plain(wanted.get(k)) for k in there.keys() | wanted.keys())
 
 
@@ -137,7 +156,6 @@ def run(
     config = configuration(stage, folder, world, settings)
     if not again and _finished(config):
         return
-    module, function = entry(stage)[1].split(":")
     with _alone(folder):
         if not again and _finished(config):
             return  # while this one waited
@@ -147,7 +165,7 @@ def run(
         if again:
             mark.touch()
         with _silence():
-            getattr(import_module(f"rlhf_course.stages.{module}"), function)(config)
+            function(stage)(config)
         if not again:
             mark.unlink(missing_ok=True)
 

@@ -57,12 +57,17 @@ class Trained:
         return [row[key] for row in self.metrics if row.get(key) is not None]
 
     @property
-    def seconds(self) -> float:
-        """How long the steps took, without what is between them."""
+    def timing(self) -> list[dict]:
+        """Seconds and rates, one dictionary a step."""
         from rlhf_course.runs import read_timing
 
-        parts = ("seconds", "rollout_seconds", "scoring_seconds", "update_seconds")
-        return sum(row.get(part, 0.0) for row in read_timing(self.folder) for part in parts)
+        return read_timing(self.folder)
+
+    @property
+    def seconds(self) -> float:
+        """How long the steps took, without what is between them."""
+        parts = ("", "rollout_", "scoring_", "update_", "sync_")
+        return sum(row.get(f"{part}seconds", 0.0) for row in self.timing for part in parts)
 
     def model(self) -> tuple[Any, Any]:
         """(model, tokenizer): a language model, or the ScalarModel of a reward-model run."""
@@ -123,8 +128,8 @@ def train(
 ) -> Trained:
     """Run a stage of the package, with your functions in the place of the package's.
 
-    stage: pretrain, sft, comparisons, reward_model, ppo or dpo. own: functions and classes of the
-    exercises, told by their names. settings: fields of the stage's configuration
+    stage: pretrain, sft, comparisons, reward_model, ppo, ppo_ray or dpo. own: functions and classes
+    of the exercises, told by their names. settings: fields of the stage's configuration
     (`rlhf-course STAGE --help` lists them); those left out have the course's values.
     With `own` it always runs; without, a run of the same name and settings is taken as it is.
     Raises ConfigError for a setting or a name that does not exist.

@@ -24,8 +24,9 @@ LIBRARIES = {
     "string", "time", "torch", "types", "typing", "typing_extensions", "warnings",
 }  # fmt: skip
 MATHS = {
-    "beyond_ppo", "errors", "evaluation", "gpt", "kl_control", "mdp", "padding", "ppo", "ppo_ptx",
-    "reward_model", "rollout", "sampling", "sft",
+    "beyond_ppo", "distributed.pipeline", "distributed.placement", "distributed.weight_sync",
+    "errors", "evaluation", "gpt", "kl_control", "mdp", "moments", "padding", "planning.memory",
+    "ppo", "ppo_ptx", "reward_model", "rollout", "sampling", "sft",
 }  # fmt: skip
 """The modules of the course in which nothing trains."""
 BUILTINS = {
@@ -255,5 +256,5 @@ def _is_light(path: str) -> bool:
     """True for a name of a library that is not suspected of work."""
     top, _, rest = path.partition(".")
     if top == "rlhf_course":
-        return rest.partition(".")[0] in MATHS | {""}
+        return not rest or any(f"{rest}.".startswith(f"{module}.") for module in MATHS)
     return top in LIBRARIES

@@ -48,7 +48,7 @@ class Mutant:
 
 def mutants_of(exercise: Exercise) -> list[Mutant]:
     """The exercise's mutants."""
-    bank = load("mutants", exercise.module).MUTANTS
+    bank = load("mutants", exercise.file).MUTANTS
     return [mutant for mutant in bank if mutant.exercise == exercise.id]
 
 

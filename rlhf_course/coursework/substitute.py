@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
+from rlhf_course.coursework import jobs
 from rlhf_course.coursework.exercises import find
 from rlhf_course.errors import ConfigError
 
@@ -21,8 +21,8 @@ def substituted(own: Sequence[Any]) -> Iterator[None]:
     trainer uses it however deep in the package the call stands. Afterwards all is as before.
     """
     # Whatever were imported only while this is open would keep the substitute for good.
-    for stage in ("demo", "dpo"):  # demo imports the other stages
-        import_module(f"rlhf_course.stages.{stage}")
+    for stage in jobs.STAGES:
+        jobs.function(stage)
     if not isinstance(own, (list, tuple)):
         raise ConfigError("own is a list: own=[gae], also for one function.")
     for answer in own:

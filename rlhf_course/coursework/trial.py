@@ -63,7 +63,7 @@ def load(kind: str, name: str) -> ModuleType:
 
 def properties(exercise: Exercise) -> list[Callable]:
     """The exercise's tests, core ones first, then in the order of the file."""
-    module = load("exercises", f"test_{exercise.module}_exercises")
+    module = load("exercises", f"test_{exercise.file}_exercises")
     found = [
         test for test in vars(module).values()
         if getattr(test, "property", None) and test.property.exercise == exercise.id

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_course import ppo
+from rlhf_course import moments, ppo
 from rlhf_course.coursework import jobs, lab
 from rlhf_course.coursework.workers import one_thread
 from rlhf_course.errors import TrainingError
@@ -118,7 +118,9 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     if job["source"]:
-        exec(compile(job["source"], "your masked_moments", "exec"), vars(ppo))
+        known = dict(vars(moments))
+        exec(compile(job["source"], "your masked_moments", "exec"), known)
+        ppo.masked_moments = known["masked_moments"]
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2

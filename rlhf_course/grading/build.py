@@ -10,7 +10,7 @@ import ast
 from functools import cache
 
 from rlhf_course.coursework import source
-from rlhf_course.coursework.exercises import EXERCISES, Exercise
+from rlhf_course.coursework.exercises import EXERCISES, Exercise, find
 
 LEFT_OUT = ("coursework", "grading")
 """Sub-packages that no player has: the tests, the wrong answers with their corrections, and us."""
@@ -56,7 +56,7 @@ def _modules() -> list[tuple[str, str, frozenset[str] | None]]:
 
 def _without(text: str, ids: frozenset[str]) -> str:
     """A module's text with the answers to these exercises blank."""
-    wanted = {id.partition(".")[2] for id in ids}
+    wanted = {find(id).qualname for id in ids}
     lines = text.split("\n")
     for first, last in reversed(_functions(ast.parse(text), wanted)):
         begin = next(i for i in range(first, last) if lines[i].strip() == source.BEGIN)

@@ -28,17 +28,18 @@ KEPT = 8  # results whose gradient can still be asked for
 
 
 class Build(MetaPathFinder, Loader):
-    """Imports the package from texts: {dotted name: text}. What is not there does not exist."""
+    """Imports the package from texts: {dotted name: text}. What is not there does not exist.
+    Modules beside the package may be among them."""
 
     def __init__(self, texts: dict[str, str]):
         self.texts = texts
 
     def find_spec(self, name: str, path=None, target=None):
-        """For the package's own modules; all others are left to the usual finders."""
-        if name.partition(".")[0] != PACKAGE:
-            return None
+        """For the modules that there are texts of; other packages are left to the usual finders."""
         inner = f"{name}.__init__"
         if name not in self.texts and inner not in self.texts:
+            if name.partition(".")[0] != PACKAGE:
+                return None
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return spec_from_loader(name, self, is_package=inner in self.texts)
 
@@ -62,8 +63,8 @@ class Player:
         """task: `modules` {name: text}, `drivers` {name: text}, `statements` [(text, cell, line,
         file)], `name` of the answer, `places` {exercise's name: its module}, `given` names of
         exercises that the package answers here, unless the statements define them."""
-        Build(task["modules"]).install()
-        self.drivers, self.name, self.places = task["drivers"], task["name"], task["places"]
+        Build(task["modules"] | task["drivers"]).install()
+        self.name, self.places = task["name"], task["places"]
         module = sys.modules[STUDENT] = ModuleType(STUDENT)  # dataclasses look for it there
         self.student: dict[str, Any] = vars(module)
         self.kept: dict[int, tuple[list, list]] = {}
@@ -154,11 +155,7 @@ class Player:
 
     def on_drive(self, module: str, driver: str, args: list) -> dict:
         """Run one of the tests' drivers here, on the answer."""
-        if module not in sys.modules:
-            loaded = sys.modules[module] = ModuleType(module)
-            code = compile(self.drivers[module], f"<{module}>", "exec", dont_inherit=True)
-            exec(code, vars(loaded))
-        return {"value": getattr(sys.modules[module], driver)(_Namespace(self), *args)}
+        return {"value": getattr(import_module(module), driver)(_Namespace(self), *args)}
 
 
 class _Namespace(SimpleNamespace):

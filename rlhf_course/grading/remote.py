@@ -20,6 +20,7 @@ from rlhf_course.coursework import bank
 from rlhf_course.coursework.exercises import EXERCISES, Exercise, find
 from rlhf_course.coursework.expect import tensors_of
 from rlhf_course.coursework.subject import Subject, scrambled
+from rlhf_course.errors import ConfigError
 from rlhf_course.grading import build
 from rlhf_course.grading.children import Child, ForkServer, Stopped
 
@@ -30,6 +31,8 @@ PARTS = {
     "drive": {"value"},
 }  # fmt: skip
 """What a reply to each request holds."""
+OURS = {"ConfigError": ConfigError}
+"""The package's own errors that an exercise promises; no other may a player raise on this side."""
 PATHS = re.compile(r"(?<![\w)\]])(?:/[\w.+~-]+){2,}/?")
 """What looks like a path of the machine in an error's text; `a / b`, and a/b/c, are divided."""
 
@@ -81,8 +84,7 @@ def _task(exercise: Exercise, statements: Sequence[Sequence]) -> dict:
     return {
         "name": exercise.name,
         "modules": build.package(exercise),
-        "drivers": {f.stem: f.read_text(encoding="utf-8")
-                    for f in folder.glob(f"drivers_{exercise.module}.py")},
+        "drivers": {f.stem: f.read_text(encoding="utf-8") for f in folder.glob("drivers_*.py")},
         "places": {e.name: f"rlhf_course.{e.module}" for e in EXERCISES},
         "given": [find(id).name for id in sorted(build.given(exercise))],
         "statements": [list(statement) for statement in statements],
@@ -176,7 +178,7 @@ def _error(said: Any) -> BaseException:
         text, where = told(said["text"]), told(said["where"])
     except (KeyError, TypeError, ValueError):
         return Stopped("Its result cannot be read.")
-    known = (getattr(builtins, kind, None) for kind in (name, *bases))
+    known = (getattr(builtins, kind, OURS.get(kind)) for kind in (name, *bases))
     base = next((k for k in known if isinstance(k, type) and issubclass(k, Exception)), Exception)
     group = base.__name__ == "ExceptionGroup"  # from Python 3.11
     if group or issubclass(base, (UnicodeError, OSError)):  # these take other arguments

@@ -135,7 +135,7 @@ def summary_table(results: Sequence[SubmissionResult]) -> Table:
     table = Table(title="Points by chapter", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("student", overflow="fold")
     for chapter in sorted(most):
-        table.add_column(f"{chapter}\nof {most[chapter]}", justify="right", no_wrap=True)
+        table.add_column(f"{chapter}\n/{most[chapter]}", justify="right", no_wrap=True)
     table.add_column("total", justify="right", no_wrap=True)
     for result in results:
         scores = {} if result.failure else by_chapter(result)

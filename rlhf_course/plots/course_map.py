@@ -41,25 +41,26 @@ PLACES = {
         Place(6, "PPO-ptx", "… and forgets\nnothing", 8.75, 1.0, "policy"),
         Place(7, "Why RLHF", "did it help,\nand when not?", 10.85, 2.0, "gold"),
         Place(8, "Beyond PPO", "DPO, RLOO, GRPO,\nREINFORCE++", 10.85, 0.0, "proxy"),
+        Place(9, "Distributed", "Ray, vLLM, ZeRO-3:\nthe same, larger", 12.95, 1.0, "policy"),
     ]
 }
 
 # From chapter, to chapter, what is handed over.
 ARROWS = [
     (1, 2, ""), (2, 3, ""), (2, 4, ""), (2, 5, "policy, reference"), (3, 5, "reward"),
-    (4, 5, "advantages"), (5, 6, ""), (6, 7, ""), (6, 8, ""),
+    (4, 5, "advantages"), (5, 6, ""), (6, 7, ""), (6, 8, ""), (6, 9, ""),
 ]  # fmt: skip
 
 
 def course_map(chapter: int) -> Figure:
-    """The map as it stands when `chapter` (0 … 8) begins.
+    """The map as it stands when `chapter` (0 … 9) begins.
 
     Chapters before it are filled, its own box is framed, later ones are faint. In chapter 0, the
     tour, nothing is built yet. Raises ValueError for a chapter that the map does not have.
     """
     if not 0 <= chapter <= max(PLACES):
         raise ValueError(f"chapter {chapter}: the map has 0 (the tour) to {max(PLACES)}")
-    figure = Figure(figsize=(11, 3.1), layout="constrained")
+    figure = Figure(figsize=(12.8, 3.1), layout="constrained")
     ax = figure.subplots()
     for source, target, text in ARROWS:
         _arrow(ax, PLACES[source], PLACES[target], text, chapter)

@@ -28,10 +28,11 @@ RANGES: dict[str, tuple[float, bool, float]] = {
          "eval_prompts", "max_new_tokens", "answers_per_prompt"), COUNT),
     **dict.fromkeys(
         ("warmup", "corpus_rows", "critic_warmup", "hot_answers", "weight_decay", "kl_coef",
-         "kl_floor", "kl_gain", "ptx_coef", "entropy_coef", "eos_penalty"), AT_LEAST_0),
+         "kl_floor", "kl_gain", "ptx_coef", "entropy_coef", "eos_penalty", "reward_retries"),
+        AT_LEAST_0),
     **dict.fromkeys(
         ("lr", "critic_lr", "critic_warmup_lr", "max_grad_norm", "clip", "value_clip",
-         "reward_clip", "kl_target", "kl_horizon", "beta"), ABOVE_0),
+         "reward_clip", "reward_timeout", "kl_target", "kl_horizon", "beta"), ABOVE_0),
     **dict.fromkeys(("gamma", "lam", "lr_floor", "known_share"), SHARE),
     "answers": (2, True, math.inf),
     "dual_clip": (1, False, math.inf),

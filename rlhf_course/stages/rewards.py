@@ -1,4 +1,4 @@
-"""Where the scores of PPO's answers come from: a reward model, a Python function, or the world."""
+"""Where the scores of PPO's answers come from: a reward model, a Python function, or a server."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from torch import Tensor
 
 from rlhf_course.errors import ConfigError, TrainingError
 from rlhf_course.reward_model import ScalarModel
+from rlhf_course.stages.remote_reward import RemoteReward, short
 
 RewardFunction = Callable[[list[str], list[str], list[dict]], Sequence[float]]
 
 
-def load_reward_function(name: str) -> RewardFunction:
-    """The function behind "module:function"; the current folder is searched too.
+def load_reward_function(name: str, timeout: float = 60, retries: int = 3) -> RewardFunction:
+    """The function behind "module:function", also of the current folder, or a server's, by its URL.
 
-    Raises ConfigError when the name has another form, the module cannot be imported, or the
-    function is not there.
+    timeout (seconds) and retries: of requests to a server. Raises ConfigError when the name has
+    another form, the module cannot be imported, or the function is not there.
     """
+    if name.startswith(("http://", "https://")):
+        return RemoteReward(name, timeout, retries)
     module_name, _, function_name = name.partition(":")
     if not (module_name and function_name) or module_name.startswith("."):
-        raise ConfigError(f"--reward {name!r}: give module:function, such as my_rewards:valid_sql.")
+        raise ConfigError(
+            f"--reward {name!r}: give module:function, such as my_rewards:valid_sql, "
+            "or http://host:port/path."
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -66,15 +72,17 @@ def call_reward_function(
         returned = function(prompts, responses, rows)
         plain = isinstance(returned, str | bytes | dict) or not isinstance(returned, Iterable)
         scores = None if plain else list(returned)
+    except TrainingError:  # a server's, which says it all
+        raise
     except Exception as error:  # whatever a user's function may raise
         raise TrainingError(
             f"the reward function raised {_told(error)}. It got {len(prompts)} prompts; the first "
-            f"is {_short(prompts[0])} with the answer {_short(responses[0])}. "
+            f"is {short(prompts[0])} with the answer {short(responses[0])}. "
             "Mend it and start the same command again: the run goes on from its last checkpoint."
         ) from error
     if scores is None:
         raise TrainingError(
-            f"the reward function returned {_short(returned)}, a {type(returned).__name__}. "
+            f"the reward function returned {short(returned)}, a {type(returned).__name__}. "
             "It must return a list of numbers, one for each answer, in their order."
         )
     if len(scores) != len(prompts):
@@ -86,8 +94,8 @@ def call_reward_function(
     for prompt, response, score, number in zip(prompts, responses, scores, out, strict=True):
         if not torch.isfinite(number):
             raise TrainingError(
-                f"the reward function returned {_short(score)}, which is not a finite number "
-                f"(float32), for the answer {_short(response)} to {_short(prompt)}. Mend it and "
+                f"the reward function returned {short(score)}, which is not a finite number "
+                f"(float32), for the answer {short(response)} to {short(prompt)}. Mend it and "
                 "start the same command again: the run goes on from its last checkpoint."
             )
     return out
@@ -99,11 +107,6 @@ def _number(score: object) -> float:
         return math.nan if isinstance(score, str | bytes) else float(score)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
         return math.nan
-
-
-def _short(value: object, most: int = 120) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 @torch.no_grad()

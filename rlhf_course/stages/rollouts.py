@@ -44,6 +44,8 @@ class Answers:
     response_lengths: Tensor
     finished: Tensor
     texts: list[str]
+    logprobs: Tensor | None = None
+    """(B, T-1): of the engine that sampled them, where that is another than the trainer."""
 
     @property
     def mask(self) -> Tensor:

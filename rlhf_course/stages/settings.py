@@ -115,7 +115,12 @@ class PPOConfig(Common):
     reward_model: Name = None
     """Reward model; the critic starts from it too [default: the run beside --out]."""
     reward: Name = None
-    """module:function scoring (prompts, responses, rows) instead of a reward model."""
+    """module:function scoring (prompts, responses, rows) instead of a reward model, or the URL of a
+    server that does."""
+    reward_timeout: float = 60
+    """Seconds for each request to such a server."""
+    reward_retries: int = 3
+    """How often a request that failed is sent again, after 0.5, 1, 2, … seconds."""
     data: Name = None
     """Prompts: file, folder or hub name [default: the world]."""
     ptx_data: Name = None

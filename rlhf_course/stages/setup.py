@@ -91,6 +91,15 @@ def load_reward_model(name_or_dir, tokenizer, device: Device) -> ScalarModel:
     return frozen(device.place(model))
 
 
+def start_critic(reward_model: ScalarModel | None, policy: nn.Module, seed: int) -> ScalarModel:
+    """It starts as the reward model, or, where a function gives the score, as the policy."""
+    if reward_model is not None:
+        return reward_model.as_critic()
+    critic = ScalarModel.from_language_model(policy, "last", seed)
+    nn.init.zeros_(critic.head.weight)
+    return critic
+
+
 def require_one_tokenizer(one, other, who: str, whose: str) -> None:
     """Raise ModelError unless both write the same tokens; `who` and `whose` name their models."""
     if one.get_vocab() != other.get_vocab():

@@ -1,9 +1,7 @@
 """Chapter 6's drivers: objects with a state, and two ranks, on the answer's side."""
 
-import threading
-
 import torch
-import torch.distributed as dist
+from drivers_ranks import on_ranks
 from torch import nn
 
 
@@ -56,80 +54,6 @@ def same_parameters(namespace, weight, targets, mask):
     return kept, all(p.requires_grad and p.grad_fn is None for p in head.parameters())
 
 
-class TwoThreads(dist.ProcessGroup):
-    """A process group whose two ranks are threads of this process: it needs no network and takes
-    microseconds. What a rank hands to its n-th collective call meets the other's n-th."""
-
-    REDUCE = (
-        (dist.ReduceOp.SUM, torch.sum), (dist.ReduceOp.PRODUCT, torch.prod),
-        (dist.ReduceOp.MAX, torch.amax), (dist.ReduceOp.MIN, torch.amin),
-    )  # fmt: skip
-
-    def __init__(self, rank, posted, finished, news):
-        super().__init__(rank, 2)
-        self.me, self.posted, self.finished, self.news = rank, posted, finished, news
-
-    def exchange(self, mine):
-        """What the two ranks hand to this call. RuntimeError when the other never makes it."""
-        with self.news:
-            self.posted[self.me].append(mine.clone())
-            self.news.notify_all()
-            number, other = len(self.posted[self.me]), 1 - self.me
-            self.news.wait_for(lambda: len(self.posted[other]) >= number or self.finished[other], 5)
-            if len(self.posted[other]) < number:
-                raise RuntimeError("the ranks did not call all_reduce equally often")
-        return [self.posted[rank][number - 1] for rank in (0, 1)]
-
-    def allreduce(self, tensors, options=None):
-        operation = options.reduceOp if options else dist.ReduceOp.SUM
-        reduce = next((f for op, f in self.REDUCE if operation == op), None)
-        if reduce is None:  # as gloo has it
-            raise RuntimeError(f"{operation} is not offered here: sum, and divide yourself")
-        for tensor in tensors:
-            tensor.copy_(reduce(torch.stack(self.exchange(tensor)), dim=0))
-        return done(tensors)
-
-    def allgather(self, outputs, inputs, options=None):
-        for out, mine in zip(outputs, inputs, strict=True):
-            for place, value in zip(out, self.exchange(mine), strict=True):
-                place.copy_(value)
-        return done(outputs)
-
-    def _allgather_base(self, output, mine, options=None):
-        output.view(2, *mine.shape).copy_(torch.stack(self.exchange(mine)))
-        return done(output)
-
-    def getBackendName(self):
-        return "threads"
-
-
-def done(value):
-    """What a collective call returns: work that is over."""
-    future = torch.futures.Future()
-    future.set_result(value)
-    return torch._C._distributed_c10d._create_work_from_future(future)
-
-
 def on_two_ranks(namespace, first, second):
     """What `masked_moments` gives on each of two ranks, whose parts are (x, mask)."""
-    shared, out = ([[], []], [False, False], threading.Condition()), [None, None]
-
-    def work(rank, x, mask):
-        try:
-            out[rank] = namespace.masked_moments(x, mask, TwoThreads(rank, *shared))
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is seen
-            out[rank] = error
-        with shared[2]:
-            shared[1][rank] = True
-            shared[2].notify_all()
-
-    threads = [threading.Thread(target=work, args=(r, *p)) for r, p in enumerate((first, second))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    errors = [result for result in out if isinstance(result, BaseException)]
-    # What a rank did wrong itself tells more than what the other, left alone, says of it.
-    for error in sorted(errors, key=lambda error: type(error) is RuntimeError):
-        raise error
-    return [tuple(result) for result in out]
+    return [tuple(result) for result in on_ranks(namespace.masked_moments, [first, second])]

@@ -1,0 +1,1 @@
+"""Chapter 09: PPO-ptx on Ray + vLLM + DeepSpeed ZeRO-3."""

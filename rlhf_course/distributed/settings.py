@@ -1,0 +1,115 @@
+"""The flags of `rlhf-course ppo-ray`: those of `ppo`, and the cluster's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from rlhf_course.errors import ConfigError
+from rlhf_course.stages.flags import Count, Folder, Name
+from rlhf_course.stages.settings import PPOConfig
+
+
+@dataclass
+class RayPPOConfig(PPOConfig):
+    """PPO-ptx on a cluster: Ray places, vLLM answers, DeepSpeed's ZeRO trains."""
+
+    checkpoint_every: int = 1
+    """Iterations between two checkpoints: what a lost process can cost."""
+    ray_address: Name = None
+    """A running cluster's address, or "auto" [default: start Ray on this machine]."""
+    colocate: bool = True
+    """All roles and the engines share the same GPUs and take turns; else each has its own."""
+    actor_ranks: int = 2
+    """Processes that share the policy out; colocated, every role has as many."""
+    critic_ranks: Count = None
+    """Of the critic [default: --actor-ranks]."""
+    reference_ranks: Count = None
+    """Of the reference [default: --actor-ranks]."""
+    reward_ranks: Count = None
+    """Of the reward model [default: --actor-ranks]."""
+    engines: int = 1
+    """vLLM engines that answer."""
+    tensor_parallel: int = 1
+    """Devices of each engine."""
+    zero_stage: Literal[1, 2, 3] = 3
+    """1 shares the optimizer's state out, 2 the gradients too, 3 the parameters too."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What stays in the host's memory; "parameters" means the optimizer too."""
+    gradient_checkpointing: bool = False
+    """Compute activations once more in the backward pass instead of keeping them."""
+    autotp: int = 1
+    """Ranks that share each matrix in training (DeepSpeed's AutoTP)."""
+    deepcompile: bool = False
+    """DeepSpeed's compiler (CUDA)."""
+    deepspeed: Folder = None
+    """A JSON file that is merged into DeepSpeed's configuration."""
+    staleness: int = 0
+    """Rollouts that may run ahead of the training: 0 in step, 1 one step off. Above 0 it needs
+    --no-colocate."""
+    importance: Literal["none", "tis", "icepop", "seq_mask"] = "none"
+    """Correction for answers that the engine drew with other probabilities than the trainer's."""
+    importance_low: float = 0.5
+    """The correction's weights are cut, or dropped, below this."""
+    importance_high: float = 5.0
+    """The same above."""
+    channel: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
+    """How weights travel to the engines: gloo on CPUs, on GPUs ipc if colocated, else nccl."""
+    verify_sync: int = 0
+    """Prompts that are answered greedily after each sync; each token must be the trainer's too."""
+    gpu_memory_utilization: float = 0.4
+    """An engine's share of its GPU's memory."""
+    gpus_per_node: int = 8
+    """GPUs of one machine of the cluster."""
+    restarts: int = 3
+    """How often lost processes may be started anew, from the last checkpoint."""
+    timeout: float = 1800.0
+    """Seconds after which a process that does not answer counts as lost."""
+
+    def __post_init__(self) -> None:
+        for role in ("critic", "reference", "reward"):
+            if getattr(self, f"{role}_ranks") is None:
+                setattr(self, f"{role}_ranks", self.actor_ranks)
+
+
+NOT_IDENTITY = tuple(
+    field.name
+    for field in fields(RayPPOConfig)
+    if field.name not in {f.name for f in fields(PPOConfig)}
+    and field.name not in ("staleness", "importance", "importance_low", "importance_high")
+)
+"""Where a run runs. Its checkpoints fit any number of ranks and any stage, so it may go on
+elsewhere; the last digits will be others."""
+
+
+def check_cluster(config: RayPPOConfig) -> None:
+    """Raise ConfigError for numbers out of range and flags that contradict each other."""
+    at_least_1 = ("actor_ranks", "critic_ranks", "reference_ranks", "reward_ranks", "engines",
+                  "tensor_parallel", "autotp", "gpus_per_node")  # fmt: skip
+    for name in (*at_least_1, "staleness", "verify_sync", "restarts"):
+        least, value = int(name in at_least_1), getattr(config, name)
+        if value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: give at least {least}.")
+    others = {config.critic_ranks, config.reference_ranks, config.reward_ranks}
+    contradictions = {
+        f"--staleness {config.staleness} and --colocate: colocated engines sleep while the trainer "
+        "works, so nothing can run ahead. Add --no-colocate.": config.staleness and config.colocate,
+        "--colocate holds one rank of every role in one process, so all have --actor-ranks. Leave "
+        "the other ranks out, or add --no-colocate.":
+            config.colocate and others != {config.actor_ranks},
+        f"--importance-low {config.importance_low} must be above 0 and below --importance-high "
+        f"{config.importance_high}.": not 0 < config.importance_low < config.importance_high,
+        f"--gpu-memory-utilization {config.gpu_memory_utilization}: give a share above 0, up to 1.":
+            not 0 < config.gpu_memory_utilization <= 1,
+        f"--timeout {config.timeout}: give seconds above 0.": not config.timeout > 0,
+        "--advantages grpo and --importance: GRPO here takes no correction. Leave one out.":
+            config.advantages == "grpo" and config.importance != "none",
+        f"--autotp {config.autotp} must divide --actor-ranks {config.actor_ranks} and "
+        f"--critic-ranks {config.critic_ranks}.":
+            bool(config.actor_ranks % config.autotp or config.critic_ranks % config.autotp),
+        "--autotp and --colocate: a process that has cut one model by AutoTP can make no whole one "
+        "beside it. Add --no-colocate.": config.autotp > 1 and config.colocate,
+    }  # fmt: skip
+    for message, wrong in contradictions.items():
+        if wrong:
+            raise ConfigError(message)

@@ -1,0 +1,1 @@
+"""Arithmetic before anything runs: who sits where, what fits, and how long a step takes."""
