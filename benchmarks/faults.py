@@ -102,7 +102,8 @@ def main() -> None:
             if code != -signal.SIGKILL:
                 break
         if code == -signal.SIGKILL:
-            code, _, _ = run(arguments, stormy, [])
+            code, _, mark = run(arguments, stormy, [])
+            orphans += left_over(mark)
         same = (calm / "metrics.jsonl").read_bytes() == (stormy / "metrics.jsonl").read_bytes()
     asked.out.write_text(json.dumps({"kills": rows, "orphans": orphans, "same": same}, indent=2))
     print("| victim | phase | noticed after, s | that step done after, s |\n|---|---|---:|---:|")

@@ -50,6 +50,11 @@ class Rollout:
         parts["tokens"] = self.tokens[rows, :width]
         return Rollout(**parts)
 
+    def to(self, device: torch.device) -> Rollout:
+        """The same on another device."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Rollout(**{name: x.to(device) for name, x in held.items() if x is not None})
+
     def micro_batches(self, size: int | None) -> Iterator[Rollout]:
         """Slices of at most `size` rows, in order (None: everything at once)."""
         for rows in torch.arange(len(self)).split(size or len(self)):

@@ -46,6 +46,17 @@ from rlhf_course.progress import Bar
 KEEP = 2  # checkpoints: the newest, and the one before it
 
 
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's file. Raises CheckpointError."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file.parent}: damaged ({error}). Remove this folder, and the same command goes on "
+            "from the checkpoint before it, or from the start where there is none."
+        ) from None
+
+
 class State:
     """Everything that changes in training: modules, optimisers, and objects with a state_dict
     of plain numbers (controllers, running moments). Any object with `counters`, `save` and
@@ -78,14 +89,7 @@ class State:
 
     def restore(self, folder: Path, counters: dict) -> None:
         """Put back what `save` wrote, and the counters."""
-        try:
-            tensors = load_file(folder / "tensors.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{folder}: damaged ({error}). Remove this folder, and the same command goes on "
-                "from the checkpoint before it, or from the start where there is none."
-            ) from None
-        self.load(tensors, counters)
+        self.load(read_tensors(folder / "tensors.safetensors"), counters)
 
     def load(self, tensors: dict[str, torch.Tensor], counters: dict) -> None:
         """Put everything back, in place."""

@@ -4,8 +4,9 @@
 
 PLAN: [[step, method, victim], …]. When at that step the controller has called `method` on the
 workers ("score", "update_actor", "update_critic", "sync", "save") or on the engines ("generate"),
-the victim gets SIGKILL: a name of `Cluster.named`, or "controller", which is this process. What has
-happened is written to PLAN.json.log, a line each, with its time.
+or begins with the held-out prompts ("held out", the step is then the last one), the victim gets
+SIGKILL: a name of `Cluster.named`, or "controller", which is this process. What has happened is
+written to PLAN.json.log, a line each, with its time.
 """
 
 import json
@@ -53,6 +54,7 @@ def arm(plan: list, log: Path) -> None:
     Group.start = trapped(Group.start, lambda group: group.cluster)
     Group.scatter = trapped(Group.scatter, lambda group: group.cluster)
     ask, iterate, clear = RayTrainer.ask, RayTrainer.iterate, Cluster.clear
+    held = RayTrainer.held_out_reward
 
     def asking(self, *args):
         handle = ask(self, *args)
@@ -70,7 +72,12 @@ def arm(plan: list, log: Path) -> None:
         note("clear")
         clear(self)
 
+    def holding(self):
+        trap(self.cluster, "held out")
+        return held(self)
+
     RayTrainer.ask, RayTrainer.iterate, Cluster.clear = asking, iterating, clearing
+    RayTrainer.held_out_reward = holding
 
 
 if __name__ == "__main__":

@@ -170,6 +170,32 @@ def test_one_step_off_the_answers_are_one_update_old_and_survive_a_loss(models, 
 
 
 @needs_cluster
+def test_without_reward_model_and_critic_and_the_end_is_repeated(models, tmp_path, monkeypatch):
+    """Two roles and the engine share a bundle; a rank has no corpus row; one prompt is held out,
+    for two ranks. When the engine dies behind the last checkpoint, the new one gets the weights
+    before it answers: the summary is that of a run which nothing disturbed."""
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "shortness.py").write_text("def score(p, r, rows): return [-len(x) for x in r]\n")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "Who is {x}?"}}\n' for x in "ABCDE"))
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "They live in Rome."}\n' * 40)
+    arguments = [*SMALL, *models[:2], "--advantages", "rloo", "--value-norm", "none", "--data",
+                 str(prompts), "--reward", "shortness:score", "--ptx-rows", "1", "--lr", "0.003",
+                 "--critic-warmup", "0", "--max-new-tokens", "8", "--ptx-coef", "0.1", "--ptx-data",
+                 str(corpus)]  # fmt: skip
+    calm = Ran(arguments, tmp_path / "calm")
+    assert calm.code == 0, calm.said
+    run = Ran(arguments, tmp_path / "run", [[2, "held out", "engine 0"]])
+    assert run.code == 0, run.said
+    assert run.said.count("Starting anew") == 1
+    assert not run.orphans()
+    first, second = (json.loads((out.out / "done.json").read_text()) for out in (calm, run))
+    assert first["held_out_reward_after"] == second["held_out_reward_after"]
+    assert weights(calm.out) == weights(run.out)
+
+
+@needs_cluster
 def test_a_run_that_loses_processes_too_often_stops_and_says_so(models, tmp_path):
     out = tmp_path / "run"
     plan = [[0, "score", "actor/reference/critic/reward rank 0"]]
@@ -191,6 +217,14 @@ def test_a_run_that_loses_processes_too_often_stops_and_says_so(models, tmp_path
         (["--importance-low", "6"], "--importance-high"),
         (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization"),
         (["--timeout", "0"], "--timeout"),
+        (["--actor-ranks", "9"], "minibatch of 8 answers"),
+        (["--engines", "17"], "--batch 16"),
+        (["--channel", "ipc", "--no-colocate"], "--colocate"),
+        (["--channel", "nccl"], "--no-colocate"),
+        (["--importance", "tis", "--mdp", "sequence", "--sequence-ratio"], "--sequence-ratio"),
+        (["--deepspeed", "nowhere.json"], "--deepspeed nowhere.json: cannot be read"),
+        (["--deepspeed", "/dev/null"], "--deepspeed /dev/null: cannot be read"),
+        (["--dtype", "bfloat16"], "--dtype bfloat16: without GPUs"),
         (["--model", "nowhere/at/all"], "no such directory"),
         (["--ray-address", "127.0.0.1:9"], "--ray-address"),
     ],

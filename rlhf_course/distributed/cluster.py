@@ -100,7 +100,7 @@ class Cluster:
             _require_listener(self.config.ray_address)
             ray.init(self.config.ray_address, **common)
         else:  # CPUs are counted, not measured: as many as there are processes
-            ray.init(num_cpus=self._processes(), object_store_memory=1 << 28,
+            ray.init("local", num_cpus=self._processes(), object_store_memory=1 << 28,
                      include_dashboard=False, **common)  # fmt: skip
 
     def __exit__(self, *_) -> None:
@@ -134,15 +134,18 @@ class Cluster:
         return groups, engines
 
     def _reserve(self, bundles: list[dict]) -> None:
+        """All bundles or none. Ray fills node after node, as `place` does, where nodes are empty;
+        on nodes partly taken by others an engine's ranks may come to stand on two of them."""
         import ray
         from ray.util.placement_group import placement_group
 
         self.placement = placement_group([b["resources"] for b in bundles], strategy="PACK")
         if not self.placement.wait(min(self.config.timeout, 60)):
-            wanted = {k: sum(b["resources"][k] for b in bundles) for k in ("GPU", "CPU")}
+            kind, free = "GPU" if self.gpus else "CPU", ray.available_resources()
             raise ConfigError(
-                f"the cluster has no room for {len(bundles)} bundles of {wanted}; it has "
-                f"{ray.available_resources()} free. Ask for fewer ranks or engines, or wait."
+                f"the cluster has no room for {len(bundles)} {kind}s; {free.get(kind, 0):g} of "
+                f"{ray.cluster_resources().get(kind, 0):g} are free. Ask for fewer ranks or "
+                "engines, or wait."
             )
 
     def _options(self, bundle: int, share: float, environment: dict[str, str]) -> dict:
@@ -163,7 +166,7 @@ class Cluster:
         from rlhf_course.distributed.worker import Worker
 
         index = next(i for i, b in enumerate(bundles) if b["ranks"].get(roles[0]) == rank)
-        share = round(bundles[index]["share"] * len(roles), 3)
+        share = _share(bundles[index]["share"] * len(roles))
         options = self._options(index, share, {"DS_ACCELERATOR": "cuda" if self.gpus else "cpu"})
         actor = ray.remote(Worker).options(**options).remote(rank, world, roles, self.config)
         self.named["/".join(roles) + f" rank {rank}"] = actor
@@ -177,10 +180,8 @@ class Cluster:
 
         config, size = self.config, self.config.tensor_parallel
         at = [i for i, b in enumerate(bundles) if b["ranks"].get("rollout", -1) // size == number]
-        share, environment = (
-            bundles[at[0]]["share"],
-            engine_environment("cuda" if self.gpus else "cpu"),
-        )
+        share = _share(bundles[at[0]]["share"])
+        environment = engine_environment("cuda" if self.gpus else "cpu")
         if size > 1 and self.gpus:  # vLLM starts a process in each of these bundles
             environment |= {"VLLM_RAY_PER_WORKER_GPUS": str(share),
                             "VLLM_RAY_BUNDLE_INDICES": ",".join(map(str, at))}  # fmt: skip
@@ -209,7 +210,7 @@ class Cluster:
             try:
                 ray.get(ready)
             except ray.exceptions.RayActorError as error:
-                raise self._lost(what) from error
+                raise self._lost(what, error) from error
             except ray.exceptions.RayTaskError as error:
                 # A survivor's complaint about a peer that is gone is no mistake of its own.
                 if self.dead(patience=5.0):
@@ -243,7 +244,10 @@ class Cluster:
         who = ", ".join(self.dead(patience=2.0)) or "a process"
         if getattr(error, "_actor_init_failed", False):  # it would fail again
             return TrainingError(f"{who} does not start: {str(error).strip().splitlines()[-1]}")
-        return WorkerLost(f"{who} died ({what}). Out of memory, or killed from outside?")
+        return WorkerLost(
+            f"{who} died ({what}). Out of memory, or killed from outside? Where it happens again, "
+            "look at the machine's log; a smaller --micro-batch or more ranks need less memory."
+        )
 
     def dead(self, patience: float = 0.0) -> list[str]:
         """The names of processes that are gone, looked for during `patience` seconds."""
@@ -269,6 +273,11 @@ class Cluster:
             with contextlib.suppress(Exception):
                 remove_placement_group(self.placement)
         self.named, self.placement = {}, None
+
+
+def _share(share: float) -> float:
+    """Rounded down, since Ray counts in ten-thousandths and all shares of a bundle must fit."""
+    return int(share * 1000 + 1e-6) / 1000
 
 
 def _require_listener(address: str) -> None:

@@ -27,7 +27,7 @@ from rlhf_course.ppo_ptx import PopArt
 from rlhf_course.progress import console
 from rlhf_course.rollout import Rollout
 from rlhf_course.sampling import Generation
-from rlhf_course.stages.ppo_loop import PPOLoop
+from rlhf_course.stages.ppo_loop import RATIO_TOLERANCE, PPOLoop
 from rlhf_course.stages.rewards import load_reward_function
 from rlhf_course.stages.rollouts import Answers, Task, as_tensors
 from rlhf_course.stages.setup import before
@@ -76,15 +76,18 @@ class RayTrainer(PPOLoop):
         longest = max((len(t.tokens) for t in held), default=self.context) + config.max_new_tokens
         self.groups, self.engines = self.cluster.build(str(policy), min(self.context, longest))
         console.print(f"starting {len(self.cluster.named)} processes: half a minute or more")
-        futures = []
+        gpu = self.cluster.gpus > 0
+        self.hybrid = gpu and config.colocate
+        if gpu and config.dtype != "float32":
+            self.compute_dtype = torch.bfloat16
+        futures = [engine.info.remote() for engine in self.engines]
+        if self.hybrid:  # one after the other: vLLM measures what its GPU has left when it starts
+            self.cluster.wait(futures, "start")
+            self._engines("sleep")
         for group in self._distinct():
             address, port = self.cluster.wait([group.actors[0].endpoint.remote()], "start")[0]
             futures += group.start("load", address, port, str(policy), reward and str(reward))
-        futures += [engine.info.remote() for engine in self.engines]
-        told = self.cluster.wait(futures, "start")[: -len(self.engines)]
-        self.partitions = [info["bytes"] for info in told]
-        gpu = told[0]["device"] == "cuda"
-        self.hybrid = gpu and config.colocate
+        self.cluster.wait(futures, "start")
         kind = config.channel
         if kind == "auto":
             kind = "gloo" if not gpu else "ipc" if config.colocate else "nccl"
@@ -126,9 +129,7 @@ class RayTrainer(PPOLoop):
             return out
 
         def train(step: int, out: dict):
-            if self.hybrid:
-                self._engines("sleep")
-                self._all("reload")
+            self._trainers_turn()
             result = self.learn(step, self.answers(self.prompts(step), out))
             clock["trained"] = time.perf_counter()
             return result, out
@@ -152,9 +153,7 @@ class RayTrainer(PPOLoop):
 
     def start(self, step: int) -> dict:
         """Let the engines begin the answers of this step; returns at once."""
-        if self.hybrid:
-            self._all("offload")
-            self._engines("wake", ["kv_cache"])
+        self._engines_turn()
         return self.ask(self.prompts(step), derive_seed(self.config.seed, "rollout", step))
 
     def ask(self, tasks: list[Task], seed: int) -> dict:
@@ -192,8 +191,9 @@ class RayTrainer(PPOLoop):
 
     def sync(self, version: int) -> None:
         """Give the engines the policy's weights."""
+        self.pending.settle()  # an engine that still answers would let the trainer wait
         if self.hybrid:
-            self._engines("wake", ["weights"])
+            self._engines("wake", "weights")
         self.engines_hold = None
         self.groups["actor"].call("sync", version)
         self.engines_hold = version
@@ -204,11 +204,27 @@ class RayTrainer(PPOLoop):
         """Raise StaleWeights unless the engines' greedy answers are the trainer's."""
         tasks = self.prompts(0)[: self.config.verify_sync]
         prompts, new = [t.tokens for t in tasks], self.config.max_new_tokens
-        for engine in self.engines:
-            said = self.cluster.wait([engine.greedy.remote(prompts, new, version)], "greedy")[0]
+        self._engines_turn()
+        futures = [engine.greedy.remote(prompts, new, version) for engine in self.engines]
+        greedy = self.cluster.wait(futures, "greedy")
+        self._trainers_turn()
+        tolerance = RATIO_TOLERANCE[self.compute_dtype]
+        for said in greedy:
             out = Generation(said, [], [False] * len(said))
             answers = as_tensors(tasks, out, self.tokenizer, "cpu", self.context)
-            self.groups["actor"].call("verify", answers.tokens, answers.mask)
+            self.groups["actor"].call("verify", answers.tokens, answers.mask, tolerance)
+
+    def _engines_turn(self) -> None:
+        """Where both share GPUs: the trainer leaves the memory to the engines."""
+        if self.hybrid:
+            self._all("offload")
+            self._engines("wake")
+
+    def _trainers_turn(self) -> None:
+        """And takes it back."""
+        if self.hybrid:
+            self._engines("sleep")
+            self._all("reload")
 
     def _engines(self, method: str, *args) -> None:
         self.cluster.wait([getattr(e, method).remote(*args) for e in self.engines], method)
@@ -289,12 +305,15 @@ class RayTrainer(PPOLoop):
         return [batch.select(torch.tensor(chunk)) for chunk in chunks]
 
     def policy_step(self, batch: Rollout, corpus: Tensor | None, measure: bool) -> dict:
-        """One update of actor and critic, side by side where they are separate."""
+        """One update of actor and critic, side by side where they are separate. The norms of the
+        two losses' gradients apart (`measure`) are not taken: it would be a second backward pass
+        through the shards."""
         group = self.groups["actor"]
-        shares = [None] * len(group)
+        shares: list[Tensor | None] = [None] * len(group)  # with few rows, some ranks get none
         if corpus is not None:
-            widths = [corpus.shape[1]] * len(corpus)
-            shares = [corpus[c] for c in group.chunks(widths, "actor")]
+            chunks = group.chunks([1] * max(len(corpus), len(group)), "actor")
+            held = [[i for i in chunk if i < len(corpus)] for chunk in chunks]
+            shares = [corpus[c] if c else None for c in held]
         parts = list(zip(self._parts(batch, group, "actor"), shares, strict=True))
         args = self.settings, self.ptx, self.rates["actor"]
         futures = [group.scatter("update_actor", parts, *args)]
@@ -310,6 +329,12 @@ class RayTrainer(PPOLoop):
 
     def held_out_reward(self, most: int = 256) -> float:
         """Mean reward of one answer to each of the data set's held-out prompts."""
-        tasks = self.prompts.held[:most]
-        out = self.gather(self.ask(tasks, derive_seed(self.config.seed, "held out")))
-        return self.score(self.answers(tasks, out)).mean().item()
+        if self.engines_hold != self.last + 1:  # the run had ended before, and goes on from there
+            self.sync(self.last + 1)
+        held, config = self.prompts.held[:most], self.config
+        least = max(len(self.engines), config.reward_ranks)  # each of them must get one
+        tasks = held + held[:1] * (least - len(held))
+        self._engines_turn()
+        out = self.gather(self.ask(tasks, derive_seed(config.seed, "held out")))
+        self._trainers_turn()
+        return self.score(self.answers(tasks, out))[: len(held)].mean().item()

@@ -12,7 +12,6 @@ import math
 import os
 import socket
 import time
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -21,6 +20,8 @@ from rlhf_course.errors import TrainingError
 from rlhf_course.sampling import require_room
 from rlhf_course.training import derive_seed
 
+PARTS = {"weights", "kv_cache"}
+"""What an engine has on its GPU."""
 WORKER = "rlhf_course.distributed.vllm_worker.WeightReceiver"
 CPU_CACHE = 1 << 28
 """Bytes of keys and values on a CPU; VLLM_CPU_KVCACHE_SPACE (GiB, environment) overrules it."""
@@ -62,6 +63,7 @@ class RolloutEngine:
         from vllm.platforms import current_platform
 
         self.seed, self.context = seed, max_model_len
+        self.asleep: set[str] = set()  # what of it has left the GPU
         self.version: int | None = 0
         self.on_cpu = current_platform.is_cpu()
         apart = "mp" if self.on_cpu else "ray"  # processes of its own, or placed by Ray
@@ -160,14 +162,18 @@ class RolloutEngine:
         self.version = version
 
     def sleep(self) -> None:
-        """Give GPU memory back; the cache is dropped. Does nothing on a CPU. NOT RUN ON A GPU."""
-        if not self.on_cpu:
+        """Give GPU memory back: weights go to the host, the cache is dropped. Does nothing on a
+        CPU, or when asleep. NOT RUN ON A GPU."""
+        if not self.on_cpu and self.asleep != PARTS:
+            self.wake()  # vLLM puts all to sleep at once, and what sleeps already is not there
             self.llm.sleep(level=1)
+            self.asleep = set(PARTS)
 
-    def wake(self, tags: Sequence[str] = ("weights", "kv_cache")) -> None:
-        """Undo `sleep`: ["weights"] before a sync, ["kv_cache"] when the trainer is off the GPU."""
-        if not self.on_cpu:
-            self.llm.wake_up(tags=list(tags))
+    def wake(self, *parts: str) -> None:
+        """Undo `sleep`: "weights" before a sync, all when the trainer is off the GPU."""
+        if tags := sorted(self.asleep & set(parts or PARTS)):
+            self.llm.wake_up(tags=tags)
+            self.asleep -= set(tags)
 
     def info(self) -> dict:
         """Where it runs and what it holds; a process that answers lives and is not busy."""

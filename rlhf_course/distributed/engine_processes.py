@@ -6,6 +6,7 @@ engines["fp32"].ask("greedy", prompts, 8)
 
 from __future__ import annotations
 
+import atexit
 import os
 import tempfile
 import time
@@ -93,6 +94,9 @@ def start_engines(settings: dict[str, dict]) -> dict[str, EngineProcess]:
         above.start()
     for pipe in parts:
         pipe.close()  # so that the death of an engine is seen here
+    for pipe in near:
+        atexit.register(pipe.close)  # before Python waits for `above`, which waits for the engines
+    atexit.register(Path(log).unlink, missing_ok=True)
     return {name: EngineProcess(a, log) for name, a in zip(settings, near, strict=True)}
 
 
@@ -111,7 +115,6 @@ def _split(pipes: list, settings: list[dict], log: str) -> None:
         pipe.close()
     for child in children:
         child.join()
-    Path(log).unlink(missing_ok=True)
 
 
 def _serve(number: int, pipes: list, settings: dict) -> None:

@@ -59,6 +59,8 @@ def on_ranks(job: str, policy: str | Path = "", ranks: int = 2, **settings) -> l
         )  # fmt: skip
         try:
             _, said = above.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            raise TrainingError(f"{job}: the ranks gave no answer in {LONGEST:g} s.") from None
         finally:  # also where the notebook is interrupted
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(above.pid, signal.SIGKILL)

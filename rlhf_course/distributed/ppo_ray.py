@@ -13,7 +13,12 @@ from pathlib import Path
 
 from rlhf_course.distributed.cluster import Cluster, WorkerLost
 from rlhf_course.distributed.controller import RayTrainer, models_of
-from rlhf_course.distributed.settings import NOT_IDENTITY, RayPPOConfig, check_cluster
+from rlhf_course.distributed.settings import (
+    NOT_IDENTITY,
+    RayPPOConfig,
+    check_cluster,
+    check_devices,
+)
 from rlhf_course.errors import ConfigError
 from rlhf_course.planning.doctor import distributed_missing
 from rlhf_course.progress import console
@@ -48,30 +53,32 @@ def ppo_ray(config: RayPPOConfig) -> Path:
     roles = ["actor", "reference"] + ["critic"] * (config.advantages == "gae")
     roles += ["reward"] * (not config.reward)
     with Cluster(config, roles) as cluster:
-        if not cluster.gpus:
-            config.device = "cpu"
-            config.dtype = "float32"  # as the engines compute, or their log-probs would differ
+        check_devices(config, cluster.gpus)
         announce_cluster(config, cluster)
         trainer = RayTrainer(config, cluster)
         with run:
-            trainer = _train(run, trainer, cluster)
-            summary = {}
-            if trainer.prompts.held:
-                summary["held_out_reward_after"] = trainer.held_out_reward()
-            conclude(run, "ppo", trainer.export, summary,
-                     config.kl_target if config.kl_coef else None)  # fmt: skip
+            _train(run, trainer, cluster)
     return run.model_dir
 
 
-def _train(run: Run, trainer: RayTrainer, cluster: Cluster) -> RayTrainer:
-    """All iterations. Where a process is lost, everything is built anew from the last checkpoint;
-    returns the trainer that came to the end. Raises WorkerLost when it happens too often."""
+def _finish(run: Run, trainer: RayTrainer) -> None:
+    """Behind the last iteration: the held-out reward, the curves and the model."""
+    summary, config = {}, trainer.config
+    if trainer.prompts.held:
+        summary["held_out_reward_after"] = trainer.held_out_reward()
+    kl_target = config.kl_target if config.kl_coef else None
+    conclude(run, "ppo", trainer.export, summary, kl_target)
+
+
+def _train(run: Run, trainer: RayTrainer | None, cluster: Cluster) -> None:
+    """To the end. Where a process is lost, everything is built anew from the last checkpoint.
+    Raises WorkerLost when it happens too often."""
     for attempt in range(cluster.config.restarts + 1):
         try:
             trainer = trainer or RayTrainer(cluster.config, cluster)
             for step in run.steps(trainer.state()):
                 run.log(step, *trainer.iterate(step))
-            return trainer
+            return _finish(run, trainer)
         except WorkerLost as lost:
             trainer = None
             cluster.clear()

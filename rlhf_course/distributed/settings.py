@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -82,6 +83,33 @@ NOT_IDENTITY = tuple(
 elsewhere; the last digits will be others."""
 
 
+def deepspeed_file(config: RayPPOConfig) -> dict:
+    """What --deepspeed holds, {} without. Raises ConfigError where it is not a JSON object."""
+    if config.deepspeed is None:
+        return {}
+    try:
+        found = json.loads(config.deepspeed.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--deepspeed {config.deepspeed}: cannot be read ({error}).") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--deepspeed {config.deepspeed}: give a JSON object, {{…}}.")
+    return found
+
+
+def check_devices(config: RayPPOConfig, gpus: int) -> None:
+    """Set device and dtype to what the cluster has. Raises ConfigError where a flag says else."""
+    device, wrong = "cuda" if gpus else "cpu", None
+    if config.device not in ("auto", device):
+        wrong = f"--device {config.device}: with {gpus} GPUs in the cluster all work on {device}."
+    if not gpus and config.dtype == "bfloat16":
+        wrong = "--dtype bfloat16: without GPUs trainer and engines compute in float32."
+    if not gpus and config.channel in ("ipc", "nccl"):
+        wrong = f"--channel {config.channel} needs GPUs, and the cluster has none."
+    if wrong:
+        raise ConfigError(f"{wrong} Leave the flag out.")
+    config.device, config.dtype = device, config.dtype if gpus else "float32"
+
+
 def check_cluster(config: RayPPOConfig) -> None:
     """Raise ConfigError for numbers out of range and flags that contradict each other."""
     at_least_1 = ("actor_ranks", "critic_ranks", "reference_ranks", "reward_ranks", "engines",
@@ -90,6 +118,10 @@ def check_cluster(config: RayPPOConfig) -> None:
         least, value = int(name in at_least_1), getattr(config, name)
         if value < least:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: give at least {least}.")
+    stage = deepspeed_file(config).get("zero_optimization", {}).get("stage", config.zero_stage)
+    last = config.batch % config.minibatch or config.minibatch
+    smallest = min(config.batch, config.minibatch, last)
+    ranks = max(config.actor_ranks, config.critic_ranks) // config.autotp
     others = {config.critic_ranks, config.reference_ranks, config.reward_ranks}
     contradictions = {
         f"--staleness {config.staleness} and --colocate: colocated engines sleep while the trainer "
@@ -104,6 +136,19 @@ def check_cluster(config: RayPPOConfig) -> None:
         f"--timeout {config.timeout}: give seconds above 0.": not config.timeout > 0,
         "--advantages grpo and --importance: GRPO here takes no correction. Leave one out.":
             config.advantages == "grpo" and config.importance != "none",
+        f"--actor-ranks or --critic-ranks: {ranks} ranks share out a minibatch of {smallest} "
+        "answers (--batch, --minibatch), and each needs one. Take fewer ranks.": smallest < ranks,
+        f"--batch {config.batch}: the ranks of a role and the engines need an answer each. Give "
+        "more answers, or fewer ranks and engines.":
+            config.batch < max(config.reference_ranks, config.reward_ranks, config.engines),
+        "--importance and --sequence-ratio: the weights are those of single tokens. Leave one out.":
+            config.importance != "none" and config.mdp == "sequence" and config.sequence_ratio,
+        "--channel ipc needs trainers and engines on the same GPUs (--colocate).":
+            config.channel == "ipc" and not config.colocate,
+        "--channel nccl needs GPUs of their own for the engines (--no-colocate).":
+            config.channel == "nccl" and config.colocate,
+        f"--zero-stage {config.zero_stage}: {config.deepspeed} says stage {stage}. Say the same.":
+            stage != config.zero_stage,
         f"--autotp {config.autotp} must divide --actor-ranks {config.actor_ranks} and "
         f"--critic-ranks {config.critic_ranks}.":
             bool(config.actor_ranks % config.autotp or config.critic_ranks % config.autotp),

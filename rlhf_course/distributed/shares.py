@@ -54,6 +54,16 @@ class Shares:
         whole = gather_zero3_parameters(shard, tuple(parameter.ds_shape), self.group)
         return _joined(parameter, whole)
 
+    def master(self, name: str) -> Tensor:
+        """A parameter whole and in fp32, as the optimizer knows it."""
+        return self._master(dict(self.model.named_parameters())[name], None)
+
+    def _master(self, parameter: nn.Parameter, slot: str | None) -> Tensor:
+        """Its master weight, or AdamW's slot for it."""
+        args = (parameter, slot) if self.stage == 3 else (slot,)
+        owner = self.zero if self.stage == 3 else parameter
+        return _joined(parameter, owner.get_full_hp_param(*args))
+
     def set_parameters(self, tensors: Mapping[str, Tensor]) -> None:
         """Give these parameters other values, whole and the same on every rank."""
         parameters = dict(self.model.named_parameters())
@@ -71,17 +81,13 @@ class Shares:
                 yield f"optimizer/{name}/{self._numbers[key]}/{slot}", key, tensor, slot
 
     def state_tensors(self, name: str) -> dict[str, Tensor]:
-        """Master weights, buffers and AdamW's state, in fp32 on rank 0's CPU; {} elsewhere. The
-        keys are those of `runs.State.tensors`: a run may go on with other ranks or stages."""
+        """Master weights, buffers and AdamW's state, in fp32 on rank 0's CPU; {} elsewhere. All is
+        whole, so that a run may go on with other ranks or stages."""
         adam, out = next(iter(self.zero.optimizer.state.values()), None), {}  # None: no step yet
         if adam:
             self._link()
         for key, _, tensor, slot in self._keys(name, bool(adam)):
-            whole = tensor
-            if isinstance(tensor, nn.Parameter):
-                args = (tensor, slot) if self.stage == 3 else (slot,)
-                owner = self.zero if self.stage == 3 else tensor
-                whole = _joined(tensor, owner.get_full_hp_param(*args))
+            whole = self._master(tensor, slot) if isinstance(tensor, nn.Parameter) else tensor
             if dist.get_rank() == 0:
                 out[key] = whole.to("cpu", copy=True)
         for number in self._numbers.values() if out and adam else ():

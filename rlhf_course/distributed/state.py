@@ -32,10 +32,14 @@ class Pending(dict):
         super().__init__()
         self._finish = finish
 
-    def state_dict(self) -> dict:
-        """The answers, once they are there."""
+    def settle(self) -> None:
+        """Wait for all of them."""
         for step, handle in self.items():
             self[step] = self._finish(handle)
+
+    def state_dict(self) -> dict:
+        """The answers, once they are there."""
+        self.settle()
         return {str(step): out for step, out in self.items()}
 
     def load_state_dict(self, state: dict) -> None:

@@ -8,7 +8,6 @@ turns. The mathematics are those of the laptop: `ppo.policy_terms`, `rollout.act
 from __future__ import annotations
 
 import copy
-import json
 import os
 import socket
 from collections.abc import Callable
@@ -17,19 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_course import checkpoints
 from rlhf_course.distributed.channels import Call, make_channel
 from rlhf_course.distributed.engine import verify_greedy
-from rlhf_course.distributed.settings import RayPPOConfig
+from rlhf_course.distributed.settings import RayPPOConfig, deepspeed_file
 from rlhf_course.distributed.updates import update_critic, update_policy
 from rlhf_course.distributed.weight_sync import sync_weights
 from rlhf_course.distributed.zero import ZeroModel, ZeroSettings, join
 from rlhf_course.gpt import GPT, huggingface_tensor
 from rlhf_course.ppo_ptx import PTXSettings
 from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs
+from rlhf_course.runs import read_tensors
 from rlhf_course.stages.rewards import model_scores
 from rlhf_course.stages.setup import (
     device_of,
@@ -44,10 +44,9 @@ BETAS = (0.9, 0.95)
 
 def zero_settings(config: RayPPOConfig, bf16: bool) -> ZeroSettings:
     """What the flags say of DeepSpeed. Raises ConfigError for what contradicts itself."""
-    extra = json.loads(config.deepspeed.read_text(encoding="utf-8")) if config.deepspeed else {}
     return ZeroSettings(
         config.zero_stage, config.offload, bf16, config.max_grad_norm,
-        config.gradient_checkpointing, config.autotp, config.deepcompile, extra,
+        config.gradient_checkpointing, config.autotp, config.deepcompile, deepspeed_file(config),
     )  # fmt: skip
 
 
@@ -82,15 +81,16 @@ class Worker:
         """
         config = self.config
         device = device_of(config)
+        host = replace(device, device=torch.device("cpu"))  # its GPU sees no more than its share
         join(self.rank, self.world, address, port, device.device.type, config.timeout)
         bf16 = device.device.type == "cuda" and config.dtype != "float32"
         settings = zero_settings(config, bf16)
-        language_model, tokenizer = load_policy(policy, device)
-        scorer = load_reward_model(reward, tokenizer, device) if reward else None
+        language_model, tokenizer = load_policy(policy, host)
+        scorer = load_reward_model(reward, tokenizer, host) if reward else None
         made: dict[str, Callable[[], torch.nn.Module]] = {
             "actor": lambda: copy.deepcopy(language_model).train(),
             "reference": lambda: frozen(copy.deepcopy(language_model)),
-            "critic": lambda: device.place(start_critic(scorer, language_model, config.seed)),
+            "critic": lambda: host.place(start_critic(scorer, language_model, config.seed)),
             "reward": lambda: scorer,
         }
         for role in self.roles:
@@ -128,12 +128,13 @@ class Worker:
             parts = [model(read, rows).float().cpu() for rows in equal_parts(len(tokens), passes)]
         return torch.cat(parts)[: len(tokens)]
 
-    def verify(self, tokens: Tensor, mask: Tensor) -> None:
-        """Raise StaleWeights unless the masked tokens, an engine's greedy ones, are the actor's."""
+    def verify(self, tokens: Tensor, mask: Tensor, tolerance: float) -> None:
+        """Raise StaleWeights unless the masked tokens, an engine's greedy ones, are the actor's,
+        or within `tolerance` nats of them."""
         actor = self.models["actor"]
         tokens, mask = tokens.to(actor.device), mask.to(actor.device)
         with torch.no_grad():
-            verify_greedy(actor(lambda model: model(tokens)), tokens, mask)
+            verify_greedy(actor(lambda model: model(tokens)), tokens, mask, tolerance)
 
     # ---- updates ---------------------------------------------------------------------------------
 
@@ -147,17 +148,18 @@ class Worker:
     ) -> dict[str, float]:
         """This rank's share of one update of the policy; diagnostics of the whole of it."""
         actor = self.models["actor"]
-        return update_policy(actor, part, corpus, settings, ptx, lr, actor.group)
+        part, rows = part.to(actor.device), None if corpus is None else corpus.to(actor.device)
+        return update_policy(actor, part, rows, settings, ptx, lr, actor.group)
 
     def update_critic(self, part: Rollout, settings: PPOSettings, lr: float) -> dict[str, float]:
         """This rank's share of one update of the critic, whose targets are normalised already."""
         critic = self.models["critic"]
-        return update_critic(critic, part, settings, lr, critic.group)
+        return update_critic(critic, part.to(critic.device), settings, lr, critic.group)
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the critic's head, whole."""
-        whole = dict(self.models["critic"].parameters_whole())
-        return whole["head.weight"]().float().cpu(), whole["head.bias"]().float().cpu()
+        """Weight and bias of the critic's head, whole and in fp32."""
+        critic = self.models["critic"]
+        return critic.master("head.weight").cpu(), critic.master("head.bias").cpu()
 
     def set_head(self, weight: Tensor, bias: Tensor) -> None:
         """Put them back, PopArt's rescaling done."""
@@ -201,8 +203,10 @@ class Worker:
         """Read what `save` wrote, on any number of ranks. Raises CheckpointError."""
         for role in ("actor", "critic"):
             if role in self.models:
-                file = folder / f"{role}.safetensors"
-                self.models[role].load_state(role, load_file(file) if self.rank == 0 else None)
+                tensors = None
+                if self.rank == 0:
+                    tensors = read_tensors(folder / f"{role}.safetensors")
+                self.models[role].load_state(role, tensors)
 
     def export(self, folder: Path, tokenizer) -> None:
         """Write the policy as a Hugging Face model; the leading rank does."""

@@ -110,7 +110,9 @@ class RemoteReward:
             raise _Failed(f"{type(error).__name__}: {error}", nobody=nobody) from error
         text = content.decode("utf-8", "replace")
         if response.status_code != httpx.codes.OK:
+            busy = httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS
             again = response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR
+            again = again or response.status_code in busy
             raise _Failed(f"status {response.status_code} and {short(text)}", again)
         try:
             scores = list(json.loads(text)["scores"])
