@@ -8,7 +8,7 @@
 #
 # **What you will be able to do**
 #
-# - say which part of a step generation takes, and why longer answers make it more;
+# - say what share of a step generation takes, and why longer answers make it more;
 # - say in bytes what ZeRO-1, 2 and 3 leave on each rank, and check it on two real ones;
 # - place actor, critic, reference, reward and rollout engines on GPUs, apart or together;
 # - share a batch out so that no rank is without work, and show what happens otherwise;
@@ -16,8 +16,8 @@
 # - run rollout and training beside each other, and say how stale the answers are;
 # - plan a run of 7, 13 or 70 billion parameters before a single GPU is rented.
 #
-# **Where we are on the map.** Nothing of the method is new: the losses are those of chapters 5 and 6,
-# called by other hands.
+# **Where we are on the map.** Almost nothing in the method is new: the losses are those of chapters 5 and 6,
+# called by other hands. One weight joins them, in section 5.
 
 # %%
 from rlhf_course.planning.doctor import distributed_missing
@@ -107,7 +107,7 @@ lab.show(
 # bf16. Decoding $B$ sequences together needs $2NB$ operations for the same $2N$ bytes: $B$ operations a
 # byte. An A100 can do $312\cdot10^{12}$ operations a second and read $2\cdot10^{12}$ bytes: **156 operations
 # for each byte.** Until 156 sequences are decoded together, arithmetic waits for memory. Then the KV cache
-# joins, which every sequence reads for itself, so that no batch size helps. Scoring and training read a
+# (chapter 1's key-value cache) joins, which every sequence reads for itself, so that no batch size helps. Scoring and training read a
 # weight once for thousands of tokens, and compute at full speed.
 #
 # The planner of this package does this arithmetic for a whole step. Here for Llama 2 7B on eight A100,
@@ -146,21 +146,23 @@ lab.show(
 #
 # A model that is trained in mixed precision with Adam needs 16 bytes for each parameter: 2 for the bf16
 # weight, 2 for its gradient, and 12 for the optimizer, which keeps an fp32 copy of the weight and two
-# moments. (In pure fp32 it is 16 as well: 4 + 4 + 8.) Plain data parallelism keeps all of it on every
+# moments. (In pure fp32 4 + 4 + 8 = 16 would do; DeepSpeed keeps its own copy of the weights even then, so
+# that it is 20, and so in the exercise.) Plain data parallelism keeps all of it on every
 # rank. **ZeRO** (Rajbhandari et al. 2020) keeps each number once:
 #
-# | stage | shared out over $N$ ranks | bytes a parameter and rank | traffic a step |
+# | stage | shared out over $N$ ranks | bytes a parameter and rank | traffic of an update, stage 0 = 1 |
 # |---|---|---|---|
 # | 0 | nothing | $2 + 2 + 12$ | 1 |
 # | 1 | the optimizer's state | $2 + 2 + 12/N$ | 1 |
 # | 2 | and the gradients | $2 + (2 + 12)/N$ | 1 |
 # | 3 | and the parameters | $(2 + 2 + 12)/N$ | 1.5 |
 #
-# Stages 1 and 2 cost nothing: an all-reduce of gradients *is* a reduce-scatter (every rank gets the sum
+# The traffic is that of an update with one micro-batch. Stages 1 and 2 add none: an all-reduce of gradients *is* a reduce-scatter (every rank gets the sum
 # of its own share) and an all-gather (everyone gets everything). Between the two each rank updates its
 # share; what is gathered then are weights instead of gradients. Stage 3's parameters have to be gathered
 # wherever they are used, layer by layer, in the forward *and* in the backward pass, and are dropped at
-# once: half as much traffic again, and more with every micro-batch. Reference and reward model are not
+# once: half as much traffic again. With several micro-batches stage 3 gathers for each, and stage 2 reduces
+# the gradients after each. Reference and reward model are not
 # trained: they have weights alone.
 #
 # **A worked example.** 7 billion parameters, 8 ranks, stage 2: $7\cdot10^9\cdot(2 + 14/8) = 26$ GB a rank.
@@ -183,7 +185,7 @@ for stage in range(4):
 # %% [markdown]
 # *What to see: without ZeRO 7 billion parameters need 112 GB on every GPU, before the first activation.
 # Stage 1 takes most of that away. But weights of 14 GB stay on every rank in stages 1 and 2, however many
-# there are; only in stage 3 everything goes on falling.*
+# there are; only in stage 3 does everything go on falling.*
 #
 # Does DeepSpeed really hold that? The next cell starts **two ranks** (processes that talk through gloo, a
 # few seconds each), puts our SFT model under stages 1, 2 and 3, makes two updates of two micro-batches, and
@@ -212,7 +214,8 @@ else:
 
 # %% [markdown]
 # *What to see: pale the formula, dark what is there; the ratio is 1 up to padding and a few numbers of
-# bookkeeping. Stage 3's update takes longest: it gathers each layer twice in each pass.*
+# bookkeeping. Stage 3's update takes longest: it gathers each layer in the forward and again in the backward
+# pass of every micro-batch, which stage 1 need not.*
 #
 # ## 3. The whole from its shards
 #
@@ -249,8 +252,8 @@ else:
         print(f"{name} {row['shape']}: {row['shard']} numbers on each rank")
     right = sum(row["equal"] for rank in rows for row in rank)
     took = 1000 * sum(row["seconds"] for row in rows[0])
-    every = sum(map(len, rows))
-    print(f"{right} of {every} parameters equal DeepSpeed's, {took:.0f} ms for all")
+    every = f"{sum(map(len, rows))} parameters, {len(rows[0])} on each of two ranks"
+    print(f"equal to DeepSpeed's: {right} of {every}; {took:.0f} ms for all")
 
 # %% [markdown]
 # ## 4. Ray: who sits where
@@ -259,7 +262,9 @@ else:
 # calling `actor.method.remote(x)` returns a *future* at once, and `ray.get(future)` waits. Our controller is
 # an ordinary Python loop that holds no model: it calls, waits, and does the arithmetic of advantages.
 #
-# Five roles want GPUs: actor, critic, reference, reward, and the rollout engines.
+# Five roles want GPUs: actor, critic, reference, reward, and the rollout engines. A large engine is itself cut
+# over several GPUs: each holds a slice of every matrix (*tensor parallelism*), and its ranks exchange activations
+# in every layer, so they must stand side by side on one *node*, which is a machine.
 #
 # - **Separate**: each has its own. Nothing moves, and everyone can work at the same time; but whoever
 #   waits for another one's result has an idle GPU.
@@ -302,7 +307,8 @@ lab.show(
 # slowest. Worse: under ZeRO-3 every forward pass is a collective call, so a rank without any answer does
 # not idle, it *hangs all others*. The obvious way to cut a list does just that. Five answers for four
 # ranks, `ceil(5 / 4)` = 2 each: 2, 2, 1, **0**. Hence two demands, of which the first is the more important:
-# no part may be empty, and parts should hold equally many tokens.
+# no part may be empty (our function asks for more: the numbers of answers differ by at most one), and parts
+# should hold about equally many tokens.
 
 # %% exercise distributed.placement.balanced_chunks
 # hint: Sort the indices by their lengths, the longest first. For each choose the part with the fewest
@@ -338,7 +344,8 @@ else:
 
 # %% [markdown]
 # *What to see: in the second trial rank 1, which did too little, is content; rank 0, which did its work,
-# fails. With GPUs it is a silent NCCL time-out after thirty minutes, reported by the innocent.* The same
+# fails. With GPUs it is a silent hang until NCCL's time-out (ten minutes in PyTorch, thirty in our workers),
+# reported by the innocent.* The same
 # rule holds for micro-batches: in our workers every rank makes as many as the one with the most, the
 # surplus with weight 0.
 #
@@ -367,12 +374,12 @@ lab.show(
 )
 
 # %% [markdown]
-# *What to see: a bar is an answer, grey is computed for nothing. On the right a slot is filled again as soon
-# as it is free; only the end is ragged.*
+# *What to see: a bar is an answer. Left, grey is computed for nothing. Right, a slot is filled again as soon as
+# it is free, and grey are slots that stay empty at the end.*
 #
 # Now on the real engine, with sixteen slots. We start two of them in processes of their own, one that
-# computes in fp32 and one in bf16, both with the SFT model's weights. (Importing vLLM takes most of the
-# time; the second engine is a fork of the process that did.)
+# computes in fp32 and one in bf16, both with the SFT model's weights. (Importing vLLM takes about as long as the
+# start that is printed. It is done once, by a process of which both engines are forks.)
 
 # %%
 from rlhf_course.distributed.engine_processes import start_engines
@@ -406,8 +413,8 @@ else:
     print(f"continuous batching writes {slow / fast:.2f} times as much a second")
 
 # %% [markdown]
-# *What to see: fewer tokens are thrown away, so more useful ones are written. Where a step takes equally long
-# for three sequences and for sixteen, as on a GPU, the factor is that of the steps in the figure before. (Static
+# *What to see: fewer tokens are thrown away, so more useful ones are written. Where a step takes as long for
+# three sequences as for sixteen, the factor is that of the steps in the figure before; here it nearly is. (Static
 # batching here is what Hugging Face's `generate` does: an answer that has ended is computed on, and thrown
 # away.)*
 #
@@ -456,19 +463,23 @@ else:
              "1e-5 nats, in bf16 some 1e-2, far below the clip range.")  # fmt: skip
 
 # %% [markdown]
-# *What to see: in fp32 the two agree to rounding (1e-5 nats or less). In bf16, with 8 bits of mantissa, they
-# differ by some hundredths of a nat at the worst tokens.* A ratio of $e^{0.03}$ is far inside the clip range
-# of ±20 %. But it is the wrong number to divide by: the gap is not noise that averages out, since the token
-# was drawn *because* the engine found it likely, and over an answer of a thousand tokens the gaps add up.
+# *What to see: in fp32 the two agree up to rounding (1e-5 nats or less). In bf16, with 8 significant bits, they
+# differ by some hundredths of a nat at the worst tokens.* A ratio of $e^{0.06}$ is far inside the clip range
+# of ±20 %. But the engine's probability is the wrong one to divide by: the gap is not noise that averages out,
+# since the token was drawn *because* the engine found it likely, and over an answer of a thousand tokens the
+# gaps add up.
 #
 # Two remedies, and our controller uses both:
 #
 # 1. **Recompute**: the trainer scores the answers once more before the update, and these are the *old*
-#    log-probabilities. The ratio is exactly 1 at first (our trainer stops with an error otherwise).
+#    log-probabilities. The ratio is 1 up to rounding at first (our trainer stops with an error
+#    otherwise).
 # 2. **Correct**: then the answers come from another distribution than the old policy. *Truncated
 #    importance sampling* (TIS; Yao et al. 2025) multiplies each token's loss by
 #    $w = \min\big(\max(\pi_\text{trainer}/\pi_\text{engine},\, 0.5),\, 5\big)$, a constant. Without the cut one
-#    token of a broken answer would decide the update. (`--importance tis`, or `icepop`, `seq_mask`.)
+#    token of a broken answer would decide the update. (Yao et al. cut above alone. This is `--importance tis`;
+#    `icepop` gives tokens outside these bounds the weight 0, `seq_mask` drops whole answers whose geometric mean
+#    of $w$ is outside.)
 #
 # ## 6. New weights for the engine
 #
@@ -483,7 +494,9 @@ else:
 #   says which version it wants.
 # - **The prefix cache** must be emptied: it holds keys and values that the *old* weights computed.
 #
-# Gathering is collective, sending is not: all ranks gather, one has the channel.
+# A *channel* has three methods: `begin(version)`, `send(name, tensor)` for one whole parameter, `finish(version)`.
+# Buckets and the prefix cache are its affair; yours is the order. Gathering is collective, sending is not: all
+# ranks gather, one has the channel.
 
 # %% exercise distributed.weight_sync.sync_weights
 # hint: Which of the three calls happen on a rank whose channel is None? What must happen there all the
@@ -592,8 +605,9 @@ else:
 #
 # **One step off** (Noukhovitch et al. 2024): while the trainer learns from the answers of step $k$, the engines
 # already write those of step $k+1$, with the weights that they have. Nobody waits; but the answers are one
-# update old, *off-policy*. PPO's ratio can bear that, up to a point: recompute the old log-probabilities
-# with the trainer, correct with TIS, and **bound** the staleness. The controller is one function:
+# step old, by all updates of one rollout: *off-policy*. PPO can bear that, up to a point. With old
+# log-probabilities that the trainer recomputes, its clip bounds the change of this step alone, and TIS corrects
+# for the older weights; so **bound** the staleness. The controller is one function:
 
 # %% exercise distributed.pipeline.pipeline_step
 # hint: Before anything else: which rollouts should be running when training begins? Start those that are
@@ -619,8 +633,8 @@ for staleness in (0, 1):
 #
 # Now the real thing: Ray, ZeRO-3, vLLM, and **your** `pipeline_step`, `place` and `balanced_chunks` in the
 # controller. Two runs from the same SFT model: colocated and in step on two ranks; separate, with a process
-# for each role, one step off. Most of the time is the start of the processes. Beside them the laptop's
-# trainer, one process, with the same settings.
+# for each role, one step off. The seconds printed are those of the steps; starting the processes comes on top.
+# Beside them the laptop's trainer, one process, with the same settings.
 
 # %%
 base = {
@@ -675,16 +689,18 @@ else:
 
 # %% [markdown]
 # *What to see: numbers are steps. In step, the lanes take turns. One step off, the engines' bar of the next
-# step lies beside the trainer's work, and the trainer's wait for the rollout is gone.* On two cores, that
-# buys little: engine and trainer share the same cores, and whoever works beside another one works slower.
-# On GPUs of their own the step takes as long as the longer of the two lanes.
+# step lies beside the trainer's work, and the trainer's wait for the rollout is gone.* That saves only the wait,
+# a tenth of a second here: our model is tiny, vLLM is fast, and generation a small part. That the second run's
+# step takes half as long has another reason: its actor is one rank, while in the first two ranks of ZeRO-3 talk
+# through gloo (compare the updates), and actor and critic are updated at the same time. On GPUs of their own a
+# step takes as long as the longer of the two lanes.
 
 # %%
 lab.show(
     draw.learning({name: run.metrics for name, run in runs.items()}, base["batch"]),
-    alt="Gold over episodes of the three runs: about the same rise. The age of the "
-    "answers is 0 in step and 1 one step off. The KL of engine and trainer is near "
-    "0 in step and small but not 0 one step off.",
+    alt="Gold over episodes of the three runs: it falls at first, then rises above "
+    "its start. The age of the answers is 0 in step and 1 one step off. The KL of "
+    "engine and trainer is 0 in step; one step off it has peaks.",
 )
 if not missing:
     for name in clusters:
@@ -692,15 +708,18 @@ if not missing:
         print(f"{name}: largest gap of a log-probability {gap:.1e} nats")
 
 # %% [markdown]
-# *What to see: left, the cluster learns what one process learns, up to the luck of sampling (the engines draw
-# other tokens than our `generate` does). Right: in step, engine and trainer are the same policy up to
-# rounding, over the whole run; that is the proof that no sync went wrong. One step off they are an update
-# apart, and TIS has something to correct.* What would refute it: a gap that grows in the run in step, or gold
-# that lies lower one step off for several seeds.
+# *What to see: left, all three first get worse, while the reward model likes what the world does not, then
+# better than they began; how deep the dip is and where a run ends differs by the luck of sampling (the engines
+# draw other tokens than our `generate` does), and one seed proves nothing. Right: in step, engine and trainer
+# are the same policy up to rounding, over the whole run; that is the proof that no sync went wrong. One step off
+# they are one step's updates apart: about a tenth of a nat a token at the peak, and whole nats at single tokens,
+# which without its cut TIS would weigh a thousandfold, or not at all.* What would refute it: a gap that grows in
+# the run in step, or gold that lies lower one step off for several seeds.
 #
 # ## 8. From here to 70 billion
 #
-# The models' states alone, actor and critic trained, reference and reward scoring, all colocated:
+# The models' states alone, actor and critic trained, reference and reward scoring, all colocated. (The two that
+# only score are shared out as by stage 3 wherever ZeRO is used at all, as `ppo-ray` does.)
 
 # %%
 counts = (1, 2, 4, 8, 16, 32, 64)
@@ -728,7 +747,7 @@ lab.show(
 
 # %% [markdown]
 # *What to see: on logarithmic axes stage 3 is a straight line, as it must be: twice the GPUs, half the bytes.
-# The other stages level off at what every rank keeps whole. And this is the state alone; activations, logits,
+# The other stages level off at what every rank keeps whole of actor and critic. And this is the state alone; activations, logits,
 # gathered layers, the engine's weights and its KV cache come on top.* The planner knows them all:
 
 # %%
@@ -747,8 +766,9 @@ for model, gpus, settings in (
 
 # %% [markdown]
 # *What to see: "lean" computes activations twice instead of keeping them, "tight" has the optimizer in the
-# host's memory too. 7 billion parameters fit a single GPU if need be, at ten times the seconds of eight. All
-# estimated, on assumptions that the command prints; nothing of it was measured.* The same as a command:
+# host's memory too (some hundred GB of it), and takes one answer at a time. So 7 billion parameters fit a single
+# GPU if need be, at ten times the seconds of eight. All estimated, on assumptions that the command prints; none of
+# it was measured.* The same as a command:
 #
 # ```bash
 # rlhf-course plan --model 7b --gpus 8                            # where everything goes, what fits
@@ -761,8 +781,8 @@ for model, gpus, settings in (
 # | what | healthy | if not |
 # |---|---|---|
 # | `rollout_logprob_gap`, in step, fp32 | below 1e-4 over the whole run | growing: an engine with stale weights |
-# | the same in bf16 | some hundredths at the worst tokens | tenths: another temperature, another tokenizer, a mask shifted by one |
-# | `rollout_kl` one step off | near the KL of one update, 1e-4 to 1e-2 nats a token | growing: learning rate too high for stale answers |
+# | the same in bf16 | some hundredths at the worst tokens of this small model, more for large ones | a large mean, `rollout_kl`: another temperature, another tokenizer, a mask shifted by one |
+# | `rollout_kl` one step off | near the KL of one step's updates: 5e-4 to 2e-2 nats a token in chapter 5; this short run at a high learning rate peaks near 0.1 | staying above: learning rate too high for stale answers |
 # | `rollout_outside` (share of tokens that TIS cuts) | below 1 % | several: off-policy; fewer epochs, smaller steps, less staleness |
 # | `staleness` | 0 in step, 1 one step off, never more | a queue without a bound |
 # | log-ratio before the first update of a rollout | 0 up to rounding | old log-probs taken from the engine |
@@ -806,7 +826,8 @@ for model, gpus, settings in (
 # <details><summary>2. Why do stages 1 and 2 cost no more traffic than plain data parallelism, and stage 3
 # does?</summary>
 #
-# An all-reduce is a reduce-scatter and an all-gather. ZeRO puts the update between the two. Stage 3 gathers the
+# (With one micro-batch.) An all-reduce is a reduce-scatter and an all-gather. ZeRO puts the update between the
+# two. Stage 3 gathers the
 # parameters a second time, for the backward pass, since it has dropped them after the forward pass: three
 # transfers instead of two.
 # </details>
@@ -822,16 +843,17 @@ for model, gpus, settings in (
 # GPUs of their own, and what if you colocate instead?</summary>
 #
 # In step and separate: 90 s, and one third of the time the trainer's GPUs are idle, two thirds the engine's. One
-# step off: 60 s. Colocated, all GPUs work in each phase: with the same number of GPUs in all, both phases are
-# faster, less what moving to the host and back costs. Below 60 s only if the engine's GPUs had helped the trainer
-# by more.
+# step off: 60 s. Colocated, each phase has all GPUs: with perfect scaling between 30 and 60 s, 45 s if engines and
+# trainer had equally many. Moving to the host and back is added, and phases do not scale perfectly; where that
+# costs more than the 15 s gained, one step off wins.
 # </details>
 #
 # <details><summary>5. Why are the old log-probabilities recomputed by the trainer, though the engine has sent them?
 # </summary>
 #
 # The ratio must compare two numbers of the same arithmetic. With the engine's, it would differ from 1 before
-# anything was learned, clipping would begin at once, and the difference would be taken for progress. The
+# anything was learned, tokens with a large gap would be clipped at once, and the difference would be taken for
+# progress. The
 # engine's are needed all the same: for the importance weights.
 # </details>
 #
@@ -841,10 +863,10 @@ for model, gpus, settings in (
 #   GPUs, and one RPC for each parameter in a sync. Its workers cut a batch by `ceil`, so a batch that does not
 #   divide may leave the last rank empty.
 # - **verl** ([source](https://github.com/volcengine/verl)) is the hybrid engine: one process holds a rank of all
-#   roles, and the controller calls whole groups. It re-shards weights between training and inference layouts
-#   without gathering them whole.
+#   roles, and the controller calls whole groups. With Megatron it re-shards weights between training and inference
+#   layouts without gathering them whole; with FSDP it gathers one parameter after the other, as we do.
 # - **TRL** ([source](https://github.com/huggingface/trl)) has the engine as a server beside, or inside, the trainer's
-#   processes, and truncated importance sampling on by default.
+#   processes, and a correction by importance sampling on by default.
 # - **vLLM** ([source](https://github.com/vllm-project/vllm)) has a weight-transfer API of its own, with IPC and NCCL
 #   but no CPU.
 #

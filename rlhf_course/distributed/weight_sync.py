@@ -62,8 +62,9 @@ def sync_weights(
     """Send every parameter through the channel; returns how many there were.
 
     parameters: (Hugging Face's name, function that gathers the whole tensor, on all ranks together)
-    in one order on all ranks. channel: None on every rank but the leading one; those others gather
-    too, and drop what they get. One tensor is alive at a time. Where anything fails, `finish` is
+    in one order on all ranks. channel: gets begin(version), send(name, tensor) for each, and
+    finish(version); None on every rank but the leading one; those others gather too, and drop what
+    they get. One tensor is alive at a time. Where anything fails, `finish` is
     not reached, and the engines go on refusing: half of the new weights is no model at all.
     """
     # BEGIN SOLUTION
