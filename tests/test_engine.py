@@ -13,13 +13,14 @@ import pytest
 import tiny_models
 import torch
 import torch.distributed as dist
-from engine_processes import start_engines, stop_engines
+from tested_engine import TestedEngine
 from torch import multiprocessing
 
 from rlhf_course import mdp
 from rlhf_course.distributed import channels
 from rlhf_course.distributed.channels import StaleWeights, SyncError, make_channel
 from rlhf_course.distributed.engine import verify_greedy
+from rlhf_course.distributed.engine_processes import start_engines
 from rlhf_course.distributed.weight_sync import sync_weights
 from rlhf_course.errors import ConfigError, ModelError, TrainingError
 from rlhf_course.gpt import GPT, huggingface_tensor
@@ -86,14 +87,16 @@ def engines(tmp_path_factory):
         model_of("gpt" if name == "packed" else name).save_pretrained(folder)
         settings[name] = {"model_dir": folder, "max_model_len": CONTEXT, "seed": number}
     settings["packed"]["worker"] = "packed_receiver.PackedReceiver"
-    started, above = start_engines(settings)
+    started = start_engines(settings, TestedEngine)
     try:
         for engine in started.values():
-            engine.sampled = engine.ask("generate", PROMPTS, NEW, 0.7, EOS, 3, 0, limit_s=300)
+            engine.sampled = engine.ask("generate", PROMPTS, NEW, 0.7, EOS, 3, 0)
+            engine.limit_s = 60.0  # it has started
             engine.greedy = engine.ask("greedy", PROMPTS, NEW)
         yield started
     finally:
-        stop_engines(started, above)
+        for engine in started.values():
+            engine.pipe.close()
 
 
 def connect(*engines, timeout_s=30.0):
@@ -312,7 +315,7 @@ def test_an_engine_that_dies_is_told_and_the_others_refuse(engines):
     engine, victim, model = engines["gpt"], engines["packed"], model_of("gpt", seed=11)
     channel = connect(engine, victim)
     channel.begin(12)
-    victim.kill()
+    os.kill(victim.ask("info")["pid"], signal.SIGKILL)
     started = time.perf_counter()
     with pytest.raises(SyncError, match="engine 1: "):
         for name, gather in weights_of(model):

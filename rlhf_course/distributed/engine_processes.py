@@ -53,7 +53,7 @@ class EngineProcess:
     """An engine in a process of its own, called through a pipe."""
 
     def __init__(self, pipe, log: str):
-        self.pipe, self.log = pipe, log
+        self.pipe, self.log, self.limit_s = pipe, log, LONGEST
 
     def call(self, method: str, *args):
         """Start a method there; the function returned waits for it. Channels want this."""
@@ -61,8 +61,8 @@ class EngineProcess:
             self.pipe.send((method, args))
 
         def wait():
-            if not self.pipe.poll(LONGEST):
-                raise TrainingError(f"{method}: the engine gives no answer within {LONGEST:g} s.")
+            if not self.pipe.poll(self.limit_s):
+                raise TrainingError(f"{method}: no answer of the engine within {self.limit_s:g} s.")
             try:
                 good, value = self.pipe.recv()
             except EOFError:
@@ -80,15 +80,18 @@ class EngineProcess:
         return self.call(method, *args)()
 
 
-def start_engines(settings: dict[str, dict]) -> dict[str, EngineProcess]:
-    """name -> settings of an engine, as name -> the engine. They end with this process, or when
-    their `pipe` is closed. vLLM is imported once, by a process that then splits."""
+def start_engines(
+    settings: dict[str, dict], kind: type[RolloutEngine] = LessonEngine
+) -> dict[str, EngineProcess]:
+    """name -> settings of an engine of this kind, as name -> the engine. They end with this
+    process, or when their `pipe` is closed. vLLM is imported once, by a process that then splits.
+    """
     spawn = multiprocessing.get_context("spawn")
     pipes = [spawn.Pipe() for _ in settings]
     descriptor, log = tempfile.mkstemp(prefix="engines-", suffix=".log")
     os.close(descriptor)
     near, parts = [a for a, _ in pipes], [b for _, b in pipes]
-    above = spawn.Process(target=_split, args=(parts, list(settings.values()), log))
+    above = spawn.Process(target=_split, args=(parts, kind, list(settings.values()), log))
     environment = engine_environment("cuda" if torch.cuda.is_available() else "cpu")
     with mock.patch.dict(os.environ, environment):
         above.start()
@@ -100,7 +103,7 @@ def start_engines(settings: dict[str, dict]) -> dict[str, EngineProcess]:
     return {name: EngineProcess(a, log) for name, a in zip(settings, near, strict=True)}
 
 
-def _split(pipes: list, settings: list[dict], log: str) -> None:
+def _split(pipes: list, kind: type, settings: list[dict], log: str) -> None:
     with open(log, "w") as file:  # not into the notebook
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -108,7 +111,7 @@ def _split(pipes: list, settings: list[dict], log: str) -> None:
 
     fork = multiprocessing.get_context("fork")
     numbered = enumerate(settings)
-    children = [fork.Process(target=_serve, args=(i, pipes, held)) for i, held in numbered]
+    children = [fork.Process(target=_serve, args=(i, pipes, kind, held)) for i, held in numbered]
     for child in children:
         child.start()
     for pipe in pipes:
@@ -117,11 +120,11 @@ def _split(pipes: list, settings: list[dict], log: str) -> None:
         child.join()
 
 
-def _serve(number: int, pipes: list, settings: dict) -> None:
+def _serve(number: int, pipes: list, kind: type, settings: dict) -> None:
     for i, other in enumerate(pipes):
         if i != number:
             other.close()  # a pipe has to end with its engine
-    pipe, held = pipes[number], LessonEngine(**settings)
+    pipe, held = pipes[number], kind(**settings)
     while True:
         try:
             method, args = pipe.recv()

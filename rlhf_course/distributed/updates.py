@@ -56,18 +56,11 @@ def update_policy(
 
 
 def update_critic(
-    model: ZeroModel,
-    part: Rollout,
-    settings: PPOSettings,
-    lr: float,
-    group: ProcessGroup,
-    normalize: Callable | None = None,
+    model: ZeroModel, part: Rollout, settings: PPOSettings, lr: float, group: ProcessGroup
 ) -> dict[str, float]:
-    """The same for the critic. normalize: PopArt's, when the head is normalised."""
+    """The same for the critic, whose values and targets are normalised already."""
     (count,) = _over_ranks([part.value_mask.sum()], dist.ReduceOp.SUM, group)
-    terms = partial(
-        critic_terms, settings=settings, count=count / group.size(), normalize=normalize
-    )
+    terms = partial(critic_terms, settings=settings, count=count / group.size())
     spare = part.select(torch.arange(1))
     work = _as_many(terms, part.micro_batches(settings.micro_batch_size), spare, group)
     return _update(model, work, lr, group, "value_grad_norm")

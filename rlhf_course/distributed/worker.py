@@ -8,7 +8,6 @@ turns. The mathematics are those of the laptop: `ppo.policy_terms`, `rollout.act
 from __future__ import annotations
 
 import copy
-import os
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -74,10 +73,10 @@ class Worker:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def load(self, address: str, port: int, policy: str, reward: str | None) -> dict:
+    def load(self, address: str, port: int, policy: str, reward: str | None) -> None:
         """Meet the other ranks, load the models of this process's roles, and share them out.
 
-        policy, reward: directories or hub names. Returns what the controller has to know.
+        policy, reward: directories or hub names.
         """
         config = self.config
         device = device_of(config)
@@ -101,8 +100,6 @@ class Worker:
             trained = role in ("actor", "critic")
             how = settings if trained else replace(settings, autotp=1, deepcompile=False)
             self.models[role] = ZeroModel(model, how, BETAS if trained else None)
-        held = {role: model.partition_bytes() for role, model in self.models.items()}
-        return {"device": device.device.type, "pid": os.getpid(), "bytes": held}
 
     # ---- scores ----------------------------------------------------------------------------------
 
