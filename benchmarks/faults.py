@@ -12,47 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
-import time
-import uuid
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository, for its tests' traps
+
+from tests.cluster_run import Ran
+
 VICTIMS = ("engine 0", "actor rank 1", "critic rank 0", "reference rank 0", "reward rank 0")
 PHASES = ("generate", "score", "update_actor", "update_critic", "sync", "save")
-
-
-def run(arguments: list[str], out: Path, plan: list) -> tuple[int, list[list[str]], str]:
-    """(exit code, log, mark of its processes) of one run with these traps."""
-    mark, file = uuid.uuid4().hex, out.with_name(f"plan-{len(plan)}-{time.time():.0f}.json")
-    file.write_text(json.dumps(plan))
-    command = [sys.executable, "-m", "tests.cluster_run", str(file), "--", *arguments]
-    environment = {**os.environ, "RLHF_MARK": mark, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [*command, "--out", str(out)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
-        check=False,
-    )  # fmt: skip
-    log = file.with_suffix(".log").read_text().splitlines()
-    return done.returncode, [line.split(" ", 1) for line in log], mark
-
-
-def left_over(mark: str, patience: float = 90.0) -> int:
-    """Processes of a run that are still there after `patience` seconds."""
-    until = time.monotonic() + patience
-    while True:
-        count = 0
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                count += mark.encode() in (folder / "environ").read_bytes()
-            except OSError:
-                continue
-        if not count or time.monotonic() > until:
-            return count
-        time.sleep(0.5)
 
 
 def waits(log: list[list[str]]) -> list[dict]:
@@ -90,27 +60,27 @@ def main() -> None:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         calm, stormy = Path(folder) / "calm", Path(folder) / "stormy"
-        code, _, _ = run(arguments, calm, [])
-        assert code == 0, f"the undisturbed run ended with {code}"
+        undisturbed = Ran(arguments, calm, patience=None)
+        assert undisturbed.code == 0, undisturbed.said
         rows, orphans = [], 0
         while plan:
-            code, log, mark = run(arguments, stormy, plan)
-            rows += waits(log)
-            orphans += left_over(mark)
+            run = Ran(arguments, stormy, plan, patience=None)
+            rows += waits(run.log)
+            orphans += len(run.orphans())
             happened = [[row["step"], row["phase"], row["victim"]] for row in rows]
             plan = [entry for entry in plan if entry not in happened]
-            if code != -signal.SIGKILL:
+            if run.code != -signal.SIGKILL:
                 break
-        if code == -signal.SIGKILL:
-            code, _, mark = run(arguments, stormy, [])
-            orphans += left_over(mark)
+        if run.code == -signal.SIGKILL:
+            run = Ran(arguments, stormy, patience=None)
+            orphans += len(run.orphans())
         same = (calm / "metrics.jsonl").read_bytes() == (stormy / "metrics.jsonl").read_bytes()
     asked.out.write_text(json.dumps({"kills": rows, "orphans": orphans, "same": same}, indent=2))
     print("| victim | phase | noticed after, s | that step done after, s |\n|---|---|---:|---:|")
     for row in rows:
         shown = [f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("noticed", "done")]
         print(f"| {row['victim']} | {row['phase']} | {shown[0]} | {shown[1]} |")
-    print(f"{len(rows)} kills, exit code {code}, metrics the same: {same}, orphans: {orphans}")
+    print(f"{len(rows)} kills, exit code {run.code}, metrics the same: {same}, orphans: {orphans}")
 
 
 if __name__ == "__main__":

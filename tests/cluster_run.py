@@ -6,17 +6,69 @@ PLAN: [[step, method, victim], …]. When at that step the controller has called
 workers ("score", "update_actor", "update_critic", "sync", "save") or on the engines ("generate"),
 or begins with the held-out prompts ("held out", the step is then the last one), the victim gets
 SIGKILL: a name of `Cluster.named`, or "controller", which is this process. What has happened is
-written to PLAN.json.log, a line each, with its time.
+written to PLAN.log, a line each, with its time. `Ran` starts such a run and looks at what is left.
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 from rlhf_course import cli
+
+
+class Ran:
+    """One `ppo-ray` in a process of its own, to its end or its death."""
+
+    def __init__(self, arguments: list[str], out: Path, plan=(), patience: float | None = 900):
+        self.mark, self.out = uuid.uuid4().hex, out
+        file = out.with_name(f"{out.name}-{self.mark}.json")
+        file.write_text(json.dumps(list(plan)))
+        began = time.monotonic()
+        command = [sys.executable, "-m", "tests.cluster_run", str(file), "--", *arguments]
+        done = subprocess.run(
+            [*command, "--out", str(out)],
+            env={**os.environ, "RLHF_MARK": self.mark, "PYTHONWARNINGS": "ignore"},
+            capture_output=True, text=True, timeout=patience, check=False,
+            cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        self.seconds = time.monotonic() - began
+        self.code, self.said = done.returncode, " ".join((done.stdout + done.stderr).split())
+        self.log = [line.split(" ", 1) for line in self._log(file)]
+
+    @staticmethod
+    def _log(file: Path) -> list[str]:
+        log = file.with_suffix(".log")
+        return log.read_text().splitlines() if log.exists() else []
+
+    def after_kill(self, until: str) -> list[float]:
+        """Seconds from each kill to the next line that begins with `until`."""
+        out = []
+        for i, (when, what) in enumerate(self.log):
+            if what.startswith("kill"):
+                later = [float(t) for t, said in self.log[i + 1 :] if said.startswith(until)]
+                out += [later[0] - float(when)] if later else []
+        return out
+
+    def orphans(self, patience: float = 90.0) -> list[str]:
+        """Processes of this run that are still there after `patience` seconds; where the controller
+        was killed, Ray's own two agents take most of a minute to notice."""
+        deadline = time.monotonic() + patience
+        while True:
+            found = []
+            for folder in Path("/proc").glob("[0-9]*"):
+                try:
+                    if self.mark.encode() in (folder / "environ").read_bytes():
+                        found.append((folder / "cmdline").read_text().replace("\0", " "))
+                except OSError:  # gone, or not ours
+                    continue
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.5)
 
 
 def arm(plan: list, log: Path) -> None:

@@ -5,10 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-import uuid
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ from rlhf_course.reward_model import ScalarModel
 from rlhf_course.runs import read_metrics, read_timing
 from rlhf_course.stages.presets import model_shape
 from rlhf_course.world import make_world
+from tests.cluster_run import Ran
 
 pytestmark = pytest.mark.xdist_group("cluster")
 needs_cluster = pytest.mark.skipif(
@@ -54,56 +51,6 @@ def models(tmp_path_factory):
     policy.save_pretrained(folder / "policy", tokenizer)
     ScalarModel.from_language_model(policy, "last").save_pretrained(folder / "reward", tokenizer)
     return ["--model", str(folder / "policy"), "--reward-model", str(folder / "reward")]
-
-
-class Ran:
-    """One `ppo-ray` in a process of its own, to its end or its death."""
-
-    def __init__(self, arguments: list[str], out: Path, plan=()):
-        self.mark, self.out = uuid.uuid4().hex, out
-        file = out.with_name(f"{out.name}-{self.mark}.json")
-        file.write_text(json.dumps(list(plan)))
-        began = time.monotonic()
-        command = [sys.executable, "-m", "tests.cluster_run", str(file), "--", *arguments]
-        done = subprocess.run(
-            [*command, "--out", str(out)],
-            env={**os.environ, "RLHF_MARK": self.mark, "PYTHONWARNINGS": "ignore"},
-            capture_output=True, text=True, timeout=900, check=False,
-            cwd=Path(__file__).parents[1],
-        )  # fmt: skip
-        self.seconds = time.monotonic() - began
-        self.code, self.said = done.returncode, " ".join((done.stdout + done.stderr).split())
-        self.log = [line.split(" ", 1) for line in self._log(file)]
-
-    @staticmethod
-    def _log(file: Path) -> list[str]:
-        log = file.with_suffix(".log")
-        return log.read_text().splitlines() if log.exists() else []
-
-    def after_kill(self, until: str) -> list[float]:
-        """Seconds from each kill to the next line that begins with `until`."""
-        out = []
-        for i, (when, what) in enumerate(self.log):
-            if what.startswith("kill"):
-                later = [float(t) for t, said in self.log[i + 1 :] if said.startswith(until)]
-                out += [later[0] - float(when)] if later else []
-        return out
-
-    def orphans(self, patience: float = 90.0) -> list[str]:
-        """Processes of this run that are still there after `patience` seconds; where the controller
-        was killed, Ray's own two agents take most of a minute to notice."""
-        deadline = time.monotonic() + patience
-        while True:
-            found = []
-            for folder in Path("/proc").glob("[0-9]*"):
-                try:
-                    if self.mark.encode() in (folder / "environ").read_bytes():
-                        found.append((folder / "cmdline").read_text().replace("\0", " "))
-                except OSError:  # gone, or not ours
-                    continue
-            if not found or time.monotonic() > deadline:
-                return found
-            time.sleep(0.5)
 
 
 def weights(out: Path) -> bytes:
