@@ -112,13 +112,19 @@ def read_tensors(directory: str | os.PathLike) -> dict[str, torch.Tensor]:
 def write_model(
     directory: str | os.PathLike, config: dict, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Write `config.json` and `model.safetensors` into `directory` (made when missing)."""
+    """Write `config.json` and `model.safetensors` into `directory` (made when missing), and for a
+    language model `generation_config.json`."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+    written = {"config.json": config}
+    if str((config.get("architectures") or [""])[0]).endswith("LMHeadModel"):
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")  # what `generate` has to know
+        written["generation_config.json"] = {key: config.get(key) for key in ids}
+    for name, content in written.items():
+        text = json.dumps(content, indent=2, sort_keys=True)
+        (directory / name).write_text(text + "\n", encoding="utf-8")
 
 
 def write_tokenizer(directory: str | os.PathLike, tokenizer) -> dict[str, int | None]:

@@ -6,21 +6,33 @@ PPO is written once; what differs between Llama, Qwen, Gemma … and our GPT is 
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rlhf_course import checkpoints
+from rlhf_course import adapters, checkpoints
 from rlhf_course.errors import CheckpointError, ModelError
 from rlhf_course.gpt import GPT, unlike_ours
+from rlhf_course.pretrained_model import (
+    PLAIN,
+    WeightFormat,
+    open_causal_lm,
+    quiet,
+    require_saveable,
+    shell_of,
+)
+from rlhf_course.pretrained_tokenizer import load_tokenizer, tokens_written
 
-# One of these holds the vocabulary.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+__all__ = [
+    "HuggingFaceCache", "HuggingFaceLM", "Unadapted", "WeightFormat", "load_causal_lm",
+    "load_fitted", "load_language_model", "load_tokenizer",
+]  # fmt: skip
+
+# The kinds of attention whose masks we can make.
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class HuggingFaceCache:
@@ -50,7 +62,12 @@ class HuggingFaceLM(nn.Module):
         config = model.config.get_text_config()
         self.width, self.vocab_size = config.hidden_size, config.vocab_size
         self.context = int(getattr(config, "max_position_embeddings", 1 << 20))
-        self.window = getattr(config, "sliding_window", None) or self.context
+        self.window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        self.attention_kinds = set(kinds or [SLIDING if self.window else FULL])
+        self.masks_by_kind = kinds is not None and SLIDING in kinds
+        self.written = self.vocab_size
+        """Logits are made of this many tokens: those that the tokenizer can write."""
         self.compute_dtype: torch.dtype | None = None
         for name, value in vars(config).items():  # see GPTConfig.dropout
             if "drop" in name and isinstance(value, float) and value > 0:
@@ -73,12 +90,6 @@ class HuggingFaceLM(nn.Module):
     ) -> Tensor:
         """tokens: (B, T) long -> (B, T, D) after the final norm, fp32. See `GPT.hidden_states`."""
         start = 0 if cache is None else cache.length
-        if attend is not None and attend.shape[-1] > self.window:
-            raise ModelError(
-                f"{attend.shape[-1]} tokens are more than this model's sliding window of "
-                f"{self.window}, and a mask of ours would lift the window. "
-                "Shorten prompt or answer, or use prompts of one length and no packing."
-            )
         if positions is None:
             if start + tokens.shape[1] > self.context:
                 raise ModelError(
@@ -91,27 +102,46 @@ class HuggingFaceLM(nn.Module):
         with torch.autocast(tokens.device.type, dtype=dtype, enabled=low):
             out = self.backbone(
                 input_ids=tokens,
-                attention_mask=self._additive(attend, tokens),
+                attention_mask=self._masks(attend, tokens),
                 position_ids=positions.expand(len(tokens), -1),
                 past_key_values=None if cache is None else cache.past,
                 use_cache=cache is not None,
             )
         return out.last_hidden_state.float()
 
-    def _additive(self, attend: Tensor | None, tokens: Tensor) -> Tensor | None:
-        """True/False -> 0/-inf, the form every attention kernel of transformers takes."""
+    def _masks(self, attend: Tensor | None, tokens: Tensor) -> Tensor | dict[str, Tensor] | None:
+        """What transformers takes for `attend`: one mask, or one for each kind of layer."""
         if attend is None:
             return None
-        dtype = self.compute_dtype or next(self.model.parameters()).dtype
+        masks = {FULL: self._additive(attend, tokens)}
+        if SLIDING in self.attention_kinds:
+            near = attend & self._near(tokens.shape[1], attend.shape[-1], tokens.device)
+            masks[SLIDING] = self._additive(near, tokens)
+            if not self.masks_by_kind:
+                return masks[SLIDING]
+        return masks if self.masks_by_kind else masks[FULL]
+
+    def _near(self, queries: int, keys: int, device: torch.device) -> Tensor:
+        """(T, S) bool: the keys less than a window behind each query; the last T are queries."""
+        key = torch.arange(keys, device=device)
+        return key > key[keys - queries :, None] - self.window
+
+    def _additive(self, attend: Tensor, tokens: Tensor) -> Tensor:
+        """True/False -> 0/-inf, the form every attention kernel of transformers takes."""
+        dtype = self.compute_dtype or self.model.get_input_embeddings().weight.dtype
         mask = torch.zeros(attend.shape, dtype=dtype, device=tokens.device)
         return mask.masked_fill(~attend, torch.finfo(dtype).min)
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> logits (..., V) fp32, with the model's own scale or soft cap."""
+        """(..., D) -> logits (..., V) fp32, with the model's own scale or soft cap.
+
+        V is `written`. A vocabulary that was padded to a round number has more rows than tokens;
+        those are left out, so that no answer ever has a token that stands for no text.
+        """
         head = self.model.get_output_embeddings()
-        logits = nn.functional.linear(
-            hidden, head.weight.float(), None if head.bias is None else head.bias.float()
-        )
+        weight, bias = head.weight[: self.written], getattr(head, "bias", None)
+        bias = None if bias is None else bias[: self.written].float()
+        logits = nn.functional.linear(hidden, weight.float(), bias)
         config = self.model.config.get_text_config()
         if getattr(config, "logit_scale", None):  # Cohere
             logits = logits * config.logit_scale
@@ -132,11 +162,61 @@ class HuggingFaceLM(nn.Module):
         """Write a directory that `AutoModelForCausalLM.from_pretrained` opens."""
         if tokenizer is not None:
             checkpoints.write_tokenizer(directory, tokenizer)
-        self.model.save_pretrained(directory, safe_serialization=True)
+        with quiet():
+            if adapters.has_adapter(self.model):  # merged, under the base's own names
+                shell_of(self.model).save_pretrained(
+                    directory, state_dict=adapters.plain_tensors(self.model)
+                )
+            else:
+                self.model.save_pretrained(directory, safe_serialization=True)
+
+    def save_adapter(self, directory: str | os.PathLike, base: str, tokenizer=None) -> None:
+        """Write the adapter alone, as a peft directory; base: what the training started from."""
+        if tokenizer is not None:
+            checkpoints.write_tokenizer(directory, tokenizer)
+        adapters.write_adapter(directory, self.model, base, "CAUSAL_LM")
+
+    def adapt(self, lora: adapters.LoRA, seed: int = 0) -> Unadapted:
+        """Freeze this model and put an adapter on it; returns the same model without, a view."""
+        adapters.attach(self.model, lora, seed)
+        return Unadapted(self)
 
 
-def load_causal_lm(directory: Path, name: str) -> GPT | HuggingFaceLM:
-    """A local model directory: a GPT-2 becomes our own GPT, anything else is wrapped."""
+class Unadapted(nn.Module):
+    """A HuggingFaceLM with its adapter switched off: the untouched base, exactly, and no copy."""
+
+    def __init__(self, model: HuggingFaceLM):
+        super().__init__()
+        self.adapted = model
+        self.width, self.vocab_size, self.context = model.width, model.vocab_size, model.context
+        self.train(model.training)
+
+    def hidden_states(self, *args, **kwargs) -> Tensor:
+        """See `HuggingFaceLM.hidden_states`."""
+        with adapters.switched_off(self.adapted.model):
+            return self.adapted.hidden_states(*args, **kwargs)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """See `HuggingFaceLM.unembed`; an adapter never stands on the output matrix."""
+        return self.adapted.unembed(hidden)
+
+    def forward(self, tokens, attend=None, positions=None, cache=None) -> Tensor:
+        """tokens: (B, T) long -> logits (B, T, V) fp32."""
+        return self.unembed(self.hidden_states(tokens, attend, positions, cache))
+
+    def new_cache(self, batch: int, length: int) -> HuggingFaceCache:
+        """An empty cache; it grows by itself."""
+        return self.adapted.new_cache(batch, length)
+
+
+def load_causal_lm(directory: Path, name: str, how: WeightFormat = PLAIN) -> GPT | HuggingFaceLM:
+    """A local model directory: a GPT-2 becomes our own GPT, anything else is wrapped. An adapter's
+    (peft) is added to the weights of its base model.
+
+    Raises ModelError (not found), CheckpointError (damaged, or another architecture).
+    """
+    if adapters.is_adapter(directory):
+        return _merged(directory, name, how)
     config = checkpoints.read_config(directory)
     architectures = config.get("architectures") or []
     if architectures and not any(a.endswith(("LMHeadModel", "ForCausalLM")) for a in architectures):
@@ -144,57 +224,38 @@ def load_causal_lm(directory: Path, name: str) -> GPT | HuggingFaceLM:
             f"{name}: holds a {architectures[0]}, not a causal language model. "
             "Give the directory of a language model (a reward model goes to --reward-model)."
         )
-    if not unlike_ours(config):
+    if how.ours and not unlike_ours(config):
         return GPT.from_huggingface(checkpoints.read_tensors(directory), config, name)
-    from transformers import AutoConfig, AutoModelForCausalLM
+    model = _checked(HuggingFaceLM(open_causal_lm(directory, name, how)), name)
+    require_saveable(model.model)
+    return model
 
-    checkpoints.weight_files(directory)  # complains about what transformers calls by no name
-    try:
-        settings = AutoConfig.from_pretrained(directory)
-        for part in (settings, settings.get_text_config()):
-            for key, value in list(vars(part).items()):
-                if "drop" in key and isinstance(value, float):
-                    setattr(part, key, 0.0)
-        with _quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                directory, config=settings, use_safetensors=True, output_loading_info=True,
-                dtype=torch.float32, ignore_mismatched_sizes=True,  # so that we can name them
-            )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{name}: transformers cannot load it ({reason}). "
-            "Save the model again with safetensors, in this transformers version."
-        ) from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        wrong = sorted(info["missing_keys"]) + sorted(m[0] for m in info["mismatched_keys"])
-        raise CheckpointError(
-            f"{name}: {len(wrong)} tensors are missing or misshapen: {', '.join(wrong[:4])}. "
-            "Restore the checkpoint; random numbers would stand in their place."
+
+def _merged(directory: Path, name: str, how: WeightFormat) -> GPT | HuggingFaceLM:
+    """The language model behind a peft directory."""
+    base = adapters.read_base_name(directory, name)
+    wrapped = load_causal_lm(checkpoints.resolve(base), base, replace(how, ours=False, bits=None))
+    wrapped.model = adapters.merge(wrapped.model, directory, name)
+    config = wrapped.model.config.to_dict()
+    if how.bits is not None:
+        raise ModelError(
+            f"{name}: an adapter's directory, which cannot be rounded to {how.bits} bits as "
+            "it is read. Merge it first: `rlhf-course sft` on it without --quantize, or peft's "
+            "merge_and_unload and save_pretrained."
         )
-    checkpoints.require_finite(dict(model.named_parameters()), name)
-    return _checked(HuggingFaceLM(model), name)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers draws a bar and reports on stderr what it loads; what is wrong we say."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    if how.ours and not unlike_ours(config):
+        return GPT.from_huggingface(wrapped.model.state_dict(), config, name)
+    return wrapped
 
 
 @torch.no_grad()
 def _checked(model: HuggingFaceLM, name: str) -> HuggingFaceLM:
     """The model, if it says behind our masks and our `unembed` what it says by itself."""
+    if others := model.attention_kinds - {FULL, SLIDING}:
+        raise ModelError(
+            f"{name}: {type(model.model).__name__} has layers of the kind {sorted(others)[0]}, and "
+            "this package makes masks for full and sliding attention only. Choose another model."
+        )
     tokens = torch.arange(4)[None] % model.vocab_size  # (1, 4)
     causal = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
     theirs = model.model.eval()(tokens).logits.float()
@@ -220,21 +281,22 @@ def load_language_model(name_or_dir: str | os.PathLike):
     return model, load_tokenizer(directory, str(name_or_dir))
 
 
-def load_tokenizer(directory: str | os.PathLike, name: str | None = None):
-    """The tokenizer beside a model. Raises ModelError when there is none, or it has no EOS."""
-    from transformers import AutoTokenizer
+def load_fitted(name_or_dir: str | os.PathLike, how: WeightFormat = PLAIN):
+    """`load_language_model`, for training: as many logits as the tokenizer has tokens, and the end
+    of a turn among the tokens at which plain users of the saved model stop.
 
-    where = name or str(directory)
-    try:
-        # transformers would make an empty GPT-2 tokenizer out of nothing.
-        if not any((Path(directory) / file).exists() for file in TOKENIZER_FILES):
-            raise ValueError("none of " + ", ".join(TOKENIZER_FILES))
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{where}: no readable tokenizer beside the model ({str(error).splitlines()[0]}). "
-            "Save it there with tokenizer.save_pretrained."
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"{where}: the tokenizer has no EOS token, so no answer could ever end.")
-    return tokenizer
+    Raises ModelError also where the tokenizer has tokens for which the model has no embedding.
+    """
+    directory, name = checkpoints.resolve(name_or_dir), str(name_or_dir)
+    model, tokenizer = load_causal_lm(directory, name, how), load_tokenizer(directory, name)
+    written = tokens_written(tokenizer, model.vocab_size, name)
+    if isinstance(model, GPT) and written < model.vocab_size:  # ours has a logit for every row
+        model = load_causal_lm(directory, name, replace(how, ours=False))
+    if isinstance(model, HuggingFaceLM):
+        model.written = written
+        settings = model.model.generation_config
+        known = settings.eos_token_id
+        known = known if isinstance(known, list) else [] if known is None else [known]
+        ends = [tokenizer.eos_token_id, *(i for i in known if i != tokenizer.eos_token_id)]
+        settings.eos_token_id = ends if len(ends) > 1 else ends[0]
+    return model, tokenizer

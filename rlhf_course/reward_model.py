@@ -15,7 +15,6 @@ critic is a `ScalarModel` too, read at every token. Tested by `pytest tests/test
 from __future__ import annotations
 
 import copy
-import json
 import os
 from typing import Literal, get_args
 
@@ -24,10 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_course import checkpoints
-from rlhf_course.errors import CheckpointError, ConfigError, ModelError
-from rlhf_course.gpt import GPT, unlike_ours
+from rlhf_course.adapters import LoRA
+from rlhf_course.errors import ConfigError
+from rlhf_course.gpt import GPT
 from rlhf_course.huggingface import HuggingFaceLM
 from rlhf_course.mdp import masked_mean, masked_sum, sequence_mask
+from rlhf_course.pretrained_model import PLAIN, WeightFormat
+from rlhf_course.sequence_classifier import (
+    read_classifier,
+    write_classifier,
+    write_reward_adapter,
+)
 
 Pooling = Literal["last", "mean", "sum"]
 Method = Literal["bias", "gain_bias"]
@@ -201,7 +207,9 @@ class ScalarModel(nn.Module):
             backbone.compute_dtype = language_model.compute_dtype
         else:
             backbone = copy.deepcopy(language_model)
-        model = cls(backbone.requires_grad_(True), pooling)
+        for parameter in backbone.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # not what was rounded to bits
+        model = cls(backbone, pooling)
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(model.head.weight, std=(backbone.width + 1) ** -0.5, generator=generator)
         nn.init.zeros_(model.head.bias)
@@ -245,6 +253,21 @@ class ScalarModel(nn.Module):
         critic.bias.copy_(bias)
         return critic
 
+    # ---- with an adapter -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def adapter_critic(self, lora: LoRA, seed: int = 0) -> ScalarModel:
+        """A critic that shares this reward model's backbone: an adapter over it, and a head of its
+        own that begins as this one's, gain and bias in it. This model goes on with the adapter
+        switched off, so its rewards stay what they are. The backbone has to be a HuggingFaceLM."""
+        weight, token_bias, bias = self._folded()
+        critic = ScalarModel(self.backbone, self.pooling).to(weight.device)
+        critic.head.load_state_dict({"weight": weight, "bias": token_bias})
+        critic.bias.copy_(bias)
+        self.requires_grad_(False)
+        self.backbone = critic.backbone.adapt(lora, seed)
+        return critic
+
     # ---- Hugging Face's format -------------------------------------------------------------------
 
     @torch.no_grad()
@@ -252,98 +275,37 @@ class ScalarModel(nn.Module):
         """Write a directory that `AutoModelForSequenceClassification.from_pretrained` opens; where
         pooling is "last", its one logit is the reward.
 
-        The gain goes into the weights. transformers' head has no bias, so the constant c goes where
-        there is room: GPT-2's final LayerNorm has a bias, and adding c w / (w·w) to it, with w the
-        head's weights, adds c to every score. The RMSNorm of Llama or Qwen has none; there c is
-        written into config.json as `reward_token_bias` and transformers' logit lacks it.
+        The gain goes into the weights, an adapter too. transformers' head has no bias, so the
+        constant goes into the final norm's where it has one (GPT-2, Pythia); else into config.json
+        as `reward_token_bias`, and transformers' logit lacks it: `sequence_classifier` says why.
 
         transformers pools at the last token that is not `pad_token_id`, the tokenizer's. Where pad
-        and EOS are one token it reads the one before EOS, and its logit is not our reward.
+        and EOS are one token it reads the one before EOS, and its logit is not our reward; where
+        there is no pad token it takes one row at a time.
         Raises ModelError when transformers has no such classifier for the backbone.
         """
         weight, token_bias, bias = self._folded()
-        tensors, config = _backbone_tensors(self.backbone)
-        norm = "transformer.ln_f.bias"
-        if norm in tensors and weight.any():
-            tensors[norm] = tensors[norm] + token_bias * weight[0] / weight.square().sum()
-            token_bias = torch.zeros_like(token_bias)
-        config |= {
-            "id2label": {"0": "reward"}, "label2id": {"reward": 0},
-            "reward_pooling": self.pooling,
-            "reward_token_bias": token_bias.item(), "reward_bias": bias.item(),
-        }  # fmt: skip
-        if tokenizer is not None:
-            config |= checkpoints.write_tokenizer(directory, tokenizer)
-        checkpoints.write_model(directory, config, {**tensors, "score.weight": weight})
+        more = {"reward_pooling": self.pooling, "reward_bias": bias.item()}
+        write_classifier(directory, self.backbone, weight, token_bias, more, tokenizer)
+
+    @torch.no_grad()
+    def save_adapter(self, directory: str | os.PathLike, base: str) -> None:
+        """Write adapter and head as a peft directory; base: what the training started from."""
+        write_reward_adapter(directory, self.backbone, self._folded()[0], base)
 
     @classmethod
-    def from_pretrained(cls, name_or_dir: str | os.PathLike) -> ScalarModel:
+    def from_pretrained(
+        cls, name_or_dir: str | os.PathLike, how: WeightFormat = PLAIN
+    ) -> ScalarModel:
         """Read what `save_pretrained` wrote, or any sequence classifier with one label.
 
         Rewards are as they were; gain and bias have become part of the weights. Raises ModelError
         (not found), CheckpointError (another architecture, more labels, missing tensors: named).
         """
-        directory = checkpoints.resolve(name_or_dir)
-        config, where = checkpoints.read_config(directory), str(name_or_dir)
-        architecture = (config.get("architectures") or ["an unnamed architecture"])[0]
-        if not architecture.endswith("ForSequenceClassification"):
-            raise CheckpointError(
-                f"{where}: holds {architecture}, not a reward model (…ForSequenceClassification). "
-                "Train one with `rlhf-course reward-model`."
-            )
-        tensors = checkpoints.read_tensors(directory)
-        weight = tensors.pop("score.weight", None)
-        if weight is None or weight.shape[0] != 1:
-            found = "missing" if weight is None else f"of shape {tuple(weight.shape)}"
-            raise CheckpointError(
-                f"{where}: score.weight is {found}; a reward model has one row of weights. "
-                "Restore the checkpoint, or take one with a single label."
-            )
-        backbone = _read_backbone(directory, config, tensors, where)
+        directory, where = checkpoints.resolve(name_or_dir), str(name_or_dir)
+        backbone, weight, config = read_classifier(directory, where, how)
         model = cls(backbone, config.get("reward_pooling", "last"))
         token_bias = torch.tensor([config.get("reward_token_bias", 0.0)])
-        checkpoints.load_into(model.head, {"weight": weight.float(), "bias": token_bias}, where)
+        checkpoints.load_into(model.head, {"weight": weight, "bias": token_bias}, where)
         model.bias.fill_(config.get("reward_bias", 0.0))
         return model
-
-
-def _backbone_tensors(backbone: GPT | HuggingFaceLM) -> tuple[dict[str, Tensor], dict]:
-    """The backbone's weights under the names of transformers' classifier, and its config.json."""
-    if isinstance(backbone, GPT):
-        tensors, config = backbone.to_huggingface()
-        return tensors, config | {"architectures": ["GPT2ForSequenceClassification"]}
-    from transformers.models.auto import modeling_auto
-
-    base = backbone.backbone
-    config = json.loads(base.config.to_json_string())
-    kind = base.config.model_type
-    classifier = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(kind)
-    if classifier is None:
-        raise ModelError(
-            f"transformers has no sequence classifier for {kind!r}, so a reward model on it cannot "
-            "be saved. Start from another language model."
-        )
-    tensors = {f"{base.base_model_prefix}.{name}": t for name, t in base.state_dict().items()}
-    return tensors, config | {"architectures": [classifier], "dtype": "float32"}
-
-
-def _read_backbone(directory, config: dict, tensors: dict[str, Tensor], where: str):
-    """The reverse: a GPT-2 becomes our own GPT, anything else is wrapped."""
-    if not unlike_ours(config):
-        return GPT.from_huggingface(tensors, config, where)
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        settings = AutoConfig.from_pretrained(directory)
-        for key, value in list(vars(settings).items()):
-            if "drop" in key and isinstance(value, float):  # see GPTConfig.dropout
-                setattr(settings, key, 0.0)
-        base = AutoModel.from_config(settings, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{where}: transformers cannot build it ({str(error).strip().splitlines()[0]}). "
-            "Save it again with this transformers version."
-        ) from error
-    prefix = f"{base.base_model_prefix}."
-    checkpoints.load_into(base, {k.removeprefix(prefix): t for k, t in tensors.items()}, where)
-    return HuggingFaceLM(base)

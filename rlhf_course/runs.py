@@ -58,9 +58,10 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 class State:
-    """Everything that changes in training: modules, optimisers, and objects with a state_dict
-    of plain numbers (controllers, running moments). Any object with `counters`, `save` and
-    `restore` may stand in its place, where the tensors live in other processes."""
+    """Everything that changes in training: modules without what is frozen in them, optimisers, and
+    objects with a state_dict of plain numbers (controllers, running moments). Any object with
+    `counters`, `save` and `restore` may stand in its place, where the tensors live in other
+    processes."""
 
     def __init__(
         self,
@@ -71,10 +72,13 @@ class State:
         self.modules, self.optimizers, self.counters = modules, optimizers, counters or {}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors by name. Tied weights appear once (`named_parameters` says so)."""
+        """All tensors by name. Tied weights appear once (`named_parameters` says so), and frozen
+        ones, such as those under an adapter, not at all: they are read again where they came from.
+        """
         out = {}
         for name, module in self.modules.items():
-            for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+            trained = [(key, p) for key, p in module.named_parameters() if p.requires_grad]
+            for key, tensor in (*trained, *module.named_buffers()):
                 out[f"module/{name}/{key}"] = tensor.detach()
         for name, optimizer in self.optimizers.items():
             for index, slots in optimizer.state_dict()["state"].items():

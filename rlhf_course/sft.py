@@ -107,11 +107,18 @@ def _render(tokenizer, messages: Messages, add_generation_prompt: bool = False) 
             "Set tokenizer.chat_template; rlhf_course.sft.PLAIN_TEMPLATE needs no new tokens."
         )
     try:
-        return tokenizer.apply_chat_template(
+        tokens = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
         )
     except TemplateError as error:
         raise DataError(f"the chat template refuses these messages: {error}.") from error
+    # Special tokens for which the model has no embedding: see pretrained_tokenizer.tokens_written.
+    if unread := getattr(tokenizer, "unread", frozenset()).intersection(tokens):
+        raise DataError(
+            f"a text holds {tokenizer.decode(sorted(unread))!r}, which the tokenizer reads as a "
+            "special token that the model has no embedding for. Remove it from the row."
+        )
+    return tokens
 
 
 def _answered(tokenizer, messages: Messages) -> tuple[list[int], int]:

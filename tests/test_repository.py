@@ -28,10 +28,11 @@ PACKAGE = ROOT / "rlhf_course"
 # An import may only point to a lower floor, or stay within one package of a floor.
 FLOORS = [
     {"errors", "choices"},
-    {"checkpoints", "device", "files", "progress", "sources"},
-    {"mdp", "sampling", "training", "world", "padding"},
+    {"checkpoints", "device", "files", "progress", "sources", "adapters", "quantized"},
+    {"mdp", "sampling", "training", "world", "padding", "pretrained_model", "pretrained_tokenizer"},
     {"gpt", "rollout", "moments", "runs", "data"},
     {"huggingface", "evaluation"},
+    {"sequence_classifier", "recompute"},
     {"sft", "reward_model"},
     {"ppo"},
     {"ppo_ptx", "kl_control", "beyond_ppo"},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from rlhf_course.errors import ConfigError
-from rlhf_course.stages.flags import Count, Folder, Name
+from rlhf_course.stages.flags import LORA_FLAGS, Count, Folder, Name
 from rlhf_course.stages.settings import PPOConfig
 
 
@@ -37,8 +37,6 @@ class RayPPOConfig(PPOConfig):
     """1 shares the optimizer's state out, 2 the gradients too, 3 the parameters too."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What stays in the host's memory; "parameters" means the optimizer too."""
-    gradient_checkpointing: bool = False
-    """Compute activations once more in the backward pass instead of keeping them."""
     autotp: int = 1
     """Ranks that share each matrix in training (DeepSpeed's AutoTP)."""
     deepcompile: bool = False
@@ -133,6 +131,9 @@ def check_cluster(config: RayPPOConfig) -> None:
         f"{config.importance_high}.": not 0 < config.importance_low < config.importance_high,
         f"--gpu-memory-utilization {config.gpu_memory_utilization}: give a share above 0, up to 1.":
             not 0 < config.gpu_memory_utilization <= 1,
+        "--lora and --quantize belong to `rlhf-course ppo`: on a cluster all weights are trained, "
+        "and ZeRO shares them out. Leave them out.":
+            any(getattr(config, name) is not None for name in LORA_FLAGS),
         f"--timeout {config.timeout}: give seconds above 0.": not config.timeout > 0,
         "--advantages grpo and --importance: GRPO here takes no correction. Leave one out.":
             config.advantages == "grpo" and config.importance != "none",

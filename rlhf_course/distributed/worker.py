@@ -26,6 +26,7 @@ from rlhf_course.distributed.updates import update_critic, update_policy
 from rlhf_course.distributed.weight_sync import sync_weights
 from rlhf_course.distributed.zero import ZeroModel, ZeroSettings, join
 from rlhf_course.gpt import GPT, huggingface_tensor
+from rlhf_course.huggingface import HuggingFaceLM
 from rlhf_course.ppo_ptx import PTXSettings
 from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs
 from rlhf_course.runs import read_tensors
@@ -85,6 +86,8 @@ class Worker:
         bf16 = device.device.type == "cuda" and config.dtype != "float32"
         settings = zero_settings(config, bf16)
         language_model, tokenizer = load_policy(policy, host)
+        if isinstance(language_model, HuggingFaceLM):  # the engines draw from every row's logit
+            language_model.written = language_model.vocab_size
         scorer = load_reward_model(reward, tokenizer, host) if reward else None
         made: dict[str, Callable[[], torch.nn.Module]] = {
             "actor": lambda: copy.deepcopy(language_model).train(),

@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rlhf_course.distributed.shares import Shares
 from rlhf_course.errors import ConfigError, TrainingError
-from rlhf_course.gpt import GPT, Block
-from rlhf_course.huggingface import HuggingFaceLM
+from rlhf_course.gpt import GPT
+from rlhf_course.recompute import checkpoint_blocks
 from rlhf_course.training import make_optimizer, set_learning_rate
 
 
@@ -139,7 +138,7 @@ class ZeroModel(Shares):
         optimizer = make_optimizer(model, 0.0, betas, eps) if betas else None
         super().__init__(model, settings.stage, optimizer)
         if settings.gradient_checkpointing:
-            _checkpoint_blocks(model)
+            checkpoint_blocks(model)
         config, job = deepspeed_config(settings), _Job(model)
         self.start(deepspeed.initialize(model=job, optimizer=optimizer, config=config)[0])
         if settings.deepcompile:
@@ -177,12 +176,3 @@ class ZeroModel(Shares):
                 "(--max-grad-norm), and look at the data of this step."
             )
         return float(self.engine.get_global_grad_norm())
-
-
-def _checkpoint_blocks(model: nn.Module) -> None:
-    """Gradient checkpointing for every block, ours or transformers'."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-        elif isinstance(module, HuggingFaceLM):
-            module.model.gradient_checkpointing_enable({"use_reentrant": False})

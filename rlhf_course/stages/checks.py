@@ -10,6 +10,8 @@ import math
 from dataclasses import fields
 
 from rlhf_course.errors import ConfigError
+from rlhf_course.stages.flags import LORA_FLAGS, ModelFlags
+from rlhf_course.stages.presets import SHAPES
 from rlhf_course.stages.settings import (
     ComparisonsConfig,
     DPOConfig,
@@ -25,14 +27,15 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     **dict.fromkeys(
         ("checkpoint_every", "steps", "batch", "iterations", "epochs", "minibatch", "micro_batch",
          "prompts", "heldout", "context", "window", "vocab_size", "ptx_rows", "eval_every",
-         "eval_prompts", "max_new_tokens", "answers_per_prompt"), COUNT),
+         "eval_prompts", "max_new_tokens", "answers_per_prompt", "lora"), COUNT),
     **dict.fromkeys(
         ("warmup", "corpus_rows", "critic_warmup", "hot_answers", "weight_decay", "kl_coef",
          "kl_floor", "kl_gain", "ptx_coef", "entropy_coef", "eos_penalty", "reward_retries"),
         AT_LEAST_0),
     **dict.fromkeys(
         ("lr", "critic_lr", "critic_warmup_lr", "max_grad_norm", "clip", "value_clip",
-         "reward_clip", "reward_timeout", "kl_target", "kl_horizon", "beta"), ABOVE_0),
+         "reward_clip", "reward_timeout", "kl_target", "kl_horizon", "beta", "lora_alpha"),
+        ABOVE_0),
     **dict.fromkeys(("gamma", "lam", "lr_floor", "known_share"), SHARE),
     "answers": (2, True, math.inf),
     "dual_clip": (1, False, math.inf),
@@ -65,9 +68,27 @@ def check_settings(config) -> None:
         temperature == 0 and isinstance(config, PPOConfig | DPOConfig)
     ):
         raise ConfigError(f"--temperature {temperature}: give a finite number above 0.")
+    if isinstance(config, ModelFlags):
+        _lora(config)
     for kind, check in CHECKS.items():
         if isinstance(config, kind):
             check(config)
+
+
+def _lora(config: ModelFlags) -> None:
+    given = [name for name in LORA_FLAGS[1:] if getattr(config, name) is not None]
+    if given and config.lora is None:
+        raise ConfigError(
+            f"{flag(given[0])} says how an adapter over frozen weights is made, and needs --lora. "
+            "Give --lora 16, for example."
+        )
+    new = config.model in SHAPES or (config.data and config.model is None)
+    if config.lora is not None and isinstance(config, SFTConfig) and new:
+        raise ConfigError(
+            f"--lora {config.lora}: an adapter stands over trained weights, and --model "
+            f"{config.model or config.size} makes a new model without any. Name a directory or a "
+            "hub name with --model, or leave --lora out."
+        )
 
 
 def _pretrain(config: PretrainConfig) -> None:

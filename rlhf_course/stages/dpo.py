@@ -29,6 +29,12 @@ from rlhf_course.rollout import action_logprobs
 from rlhf_course.runs import Run, State
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.evaluate import kl_to
+from rlhf_course.stages.lora import (
+    adapted,
+    save_activations,
+    weights_of,
+    write_adapter_beside,
+)
 from rlhf_course.stages.presets import PRESETS, identity, resolve
 from rlhf_course.stages.prompts import judged, world_tasks
 from rlhf_course.stages.reward_model import Ranked, ranked_answers
@@ -108,9 +114,13 @@ class DPOTrainer:
 
     def __init__(self, config: DPOConfig, device):
         self.config, self.device = config, device
-        source = config.model or before(config, "sft")
-        self.policy, self.tokenizer = load_policy(source, device)
-        self.reference = frozen(copy.deepcopy(self.policy))
+        self.source = config.model or before(config, "sft")
+        how = weights_of(config, device)
+        self.policy, self.tokenizer = load_policy(self.source, device, how)
+        # The policy before any update: a copy, or the policy without its adapter.
+        self.reference = adapted(config, self.policy, "policy")
+        self.reference = self.reference or frozen(copy.deepcopy(self.policy))
+        save_activations(config, self.policy)
         context = self.policy.context
         train, self.held, self.world = ranked_answers(config, self.tokenizer, context)
         self.pairs = make_pairs(self.reference, train, config.pairs)
@@ -219,6 +229,10 @@ def dpo(config: DPOConfig) -> Path:
                 summary = trainer.measure()
                 metrics |= summary
             run.log(step, metrics, {"seconds": seconds, "pairs_per_second": config.batch / seconds})
+        write_adapter_beside(
+            run, config, trainer.source,
+            lambda folder, base: trainer.policy.save_adapter(folder, base, trainer.tokenizer),
+        )  # fmt: skip
         conclude(
             run,
             "dpo",

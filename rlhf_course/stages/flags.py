@@ -28,6 +28,12 @@ Normalization = Annotated[
 ]
 
 
+Quantize = Annotated[
+    Literal["8bit", "4bit"] | None, arg(metavar="{8bit,4bit}", help_behavior_hint="")
+]
+Names = Annotated[tuple[str, ...] | None, arg(metavar="NAME…", help_behavior_hint="")]
+
+
 @dataclass
 class Common:
     """What every stage has."""
@@ -74,3 +80,22 @@ class Optimization:
     """AdamW's decay of matrices."""
     max_grad_norm: float = 1.0
     """Longer gradients are shortened to this norm."""
+
+
+LORA_FLAGS = ("lora", "lora_alpha", "lora_targets", "quantize")
+
+
+@dataclass
+class ModelFlags:
+    """How a model is held and trained: all of it, or an adapter over frozen weights."""
+
+    lora: Count = None
+    """Rank of a LoRA adapter (peft) that is trained in place of the weights, 16 for example."""
+    lora_alpha: Number = None
+    """The adapter counts alpha / rank [default: twice the rank]."""
+    lora_targets: Names = None
+    """Layers that get one, such as q_proj v_proj [default: all linear layers of the blocks]."""
+    quantize: Quantize = None
+    """Frozen weights under --lora in 8 or 4 bits (bitsandbytes)."""
+    gradient_checkpointing: bool = False
+    """Compute activations once more in the backward pass instead of keeping them."""

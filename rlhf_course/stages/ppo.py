@@ -22,6 +22,13 @@ from rlhf_course.progress import console
 from rlhf_course.rollout import Rollout
 from rlhf_course.runs import Run, State
 from rlhf_course.stages.checks import check_settings
+from rlhf_course.stages.lora import (
+    adapted,
+    lora_of,
+    save_activations,
+    weights_of,
+    write_adapter_beside,
+)
 from rlhf_course.stages.ppo_loop import PPOLoop
 from rlhf_course.stages.presets import identity, resolve
 from rlhf_course.stages.rewards import load_reward_function, model_scores
@@ -46,9 +53,9 @@ class PPOTrainer(PPOLoop):
 
     def __init__(self, config: PPOConfig, device):
         self.device = device
-        source = config.model or before(config, "sft")
-        self.policy, tokenizer = load_policy(source, device)
-        self.reference = frozen(copy.deepcopy(self.policy))
+        self.source = config.model or before(config, "sft")
+        how, lora = weights_of(config, device), lora_of(config)
+        self.policy, tokenizer = load_policy(self.source, device, how)
         self.reward_model = None
         if config.reward:
             self.reward_function = load_reward_function(
@@ -56,11 +63,15 @@ class PPOTrainer(PPOLoop):
             )
         else:
             folder = config.reward_model or before(config, "reward_model")
-            self.reward_model = load_reward_model(folder, tokenizer, device)
+            self.reward_model = load_reward_model(folder, tokenizer, device, how)
         self.critic = None
         if config.advantages == "gae":
-            critic = start_critic(self.reward_model, self.policy, config.seed)
+            critic = start_critic(self.reward_model, self.policy, config.seed, lora)
             self.critic = device.place(critic).train()
+        # The policy before any update: a copy, or the policy without its adapter.
+        self.reference = adapted(config, self.policy, "policy")
+        self.reference = self.reference or frozen(copy.deepcopy(self.policy))
+        save_activations(config, self.policy, self.critic)
         self.policy.train()
         readers = [m.backbone for m in (self.reward_model, self.critic) if m is not None]
         context = min(model.context for model in (self.policy, *readers))
@@ -159,6 +170,10 @@ def ppo(config: PPOConfig) -> Path:
             for name, model in models.items():
                 summary[f"held_out_reward_{name}"] = trainer.held_out_reward(model)
             console.print("held-out prompts: reward {:.3f} → {:.3f}".format(*summary.values()))
+        write_adapter_beside(
+            run, config, trainer.source,
+            lambda folder, base: trainer.policy.save_adapter(folder, base, trainer.tokenizer),
+        )  # fmt: skip
         conclude(
             run, "ppo", lambda d: trainer.policy.save_pretrained(d, trainer.tokenizer), summary,
             config.kl_target if config.kl_coef else None,

@@ -19,6 +19,7 @@ from rlhf_course.mdp import masked_mean
 from rlhf_course.moments import explained_variance
 from rlhf_course.ppo import AdaptiveKLController, FixedKLController
 from rlhf_course.ppo_ptx import EMAMoments, PopArt, PTXSettings, RunningMoments
+from rlhf_course.pretrained_tokenizer import begun
 from rlhf_course.rollout import PPOSettings, Rollout
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.prompts import Prompts, judged
@@ -71,8 +72,10 @@ class PPOLoop:
     def _corpus(self) -> Corpus:
         window = min(48, self.context)
         if self.config.ptx_data:
-            return Corpus(read_documents(self.config.ptx_data), self.tokenizer, window)
-        return Corpus(self.prompts.world.documents("train"), self.tokenizer, window)
+            documents = read_documents(self.config.ptx_data)
+        else:
+            documents = self.prompts.world.documents("train")
+        return Corpus(begun(documents, self.tokenizer), self.tokenizer, window)
 
     def counters(self) -> dict:
         """What a checkpoint holds beside weights and optimisers."""

@@ -107,13 +107,18 @@ GENTLE = {
     "dpo": {"lr": 1e-6},
 }
 
+# With --lora, about ten times as much: what Biderman et al. 2024 ("LoRA learns less and forgets
+# less") and Schulman et al. 2025 ("LoRA without regret") found to be best.
+LORA_RATE = 10
+
 # Answers to a prompt where nothing is said: those of a group are each other's baseline.
 GROUPS = {"gae": 1, "rloo": 4, "grpo": 4, "reinforce_plus_plus": 1}
 NO_CRITIC = {"critic_lr": None, "critic_warmup": 0, "critic_warmup_lr": None}
 
 # Settings that came after the first runs, and what those did: named in a run's identity only where
 # they say something else, so that a folder from before is still the run that it was.
-ADDED = {"world_seed": None, "advantages": "gae", "answers_per_prompt": 1}
+ADDED = {"world_seed": None, "advantages": "gae", "answers_per_prompt": 1, "lora": None,
+         "lora_alpha": None, "lora_targets": None, "quantize": None}  # fmt: skip
 
 
 def _values(config, stage: str) -> dict:
@@ -131,6 +136,8 @@ def _values(config, stage: str) -> dict:
 def resolve(config, stage: str):
     """Fill the fields that are None, in place, from the preset; returns the config."""
     values = _values(config, stage)
+    if getattr(config, "lora", None) is not None:
+        values = {**values, **{name: LORA_RATE * rate for name, rate in GENTLE[stage].items()}}
     if getattr(config, "eos_penalty", None) is not None:  # asked for: the override gives way
         values = {k: v for k, v in values.items() if k != "eos_override"}
     if stage == "ppo":
@@ -164,7 +171,8 @@ def workspace(config) -> Path:
 
 def identity(config) -> dict:
     """What makes the run what it is: every setting that changes its result, as plain JSON."""
-    skip = {"out", "overwrite", "checkpoint_every", "reward_timeout", "reward_retries"}
+    skip = {"out", "overwrite", "checkpoint_every", "reward_timeout", "reward_retries",
+            "gradient_checkpointing"}  # fmt: skip
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
             if k not in skip and not (k in ADDED and v == ADDED[k])}  # fmt: skip
 

@@ -15,6 +15,7 @@ from rlhf_course.data import read_documents, split_rows
 from rlhf_course.errors import ConfigError, check_finite
 from rlhf_course.evaluation import corpus_perplexity
 from rlhf_course.gpt import next_token_loss
+from rlhf_course.pretrained_tokenizer import begun
 from rlhf_course.runs import Run, State
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
@@ -51,6 +52,7 @@ def prepare(config: PretrainConfig, device):
         raise ConfigError(
             f"--window {config.window}: a row must fit the context of the model, {model.context}."
         )
+    texts, held = begun(texts, tokenizer), begun(held, tokenizer)
     train = Corpus(texts, tokenizer, config.window, "the training part of the text")
     validation = Corpus(held, tokenizer, config.window, "the held-out part of the text")
     return device.place(model), tokenizer, train, validation

@@ -27,6 +27,12 @@ from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_dialogue, encode_prompt
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
+from rlhf_course.stages.lora import (
+    adapted,
+    save_activations,
+    weights_of,
+    write_adapter_beside,
+)
 from rlhf_course.stages.presets import identity, resolve, workspace
 from rlhf_course.stages.settings import DPOConfig, RewardModelConfig
 from rlhf_course.stages.setup import (
@@ -168,10 +174,12 @@ def ranked_answers(
 def prepare(config: RewardModelConfig, device):
     """(model, tokenizer, training comparisons, held-out comparisons, world or None)."""
     source = config.model or before(config, "sft")
-    language_model, tokenizer = load_policy(source, device)
+    language_model, tokenizer = load_policy(source, device, weights_of(config, device))
     model = device.place(
         ScalarModel.from_language_model(language_model, config.pooling, config.seed)
     )
+    adapted(config, model.backbone, "reward model")
+    save_activations(config, model)
     return model, tokenizer, *ranked_answers(config, tokenizer, model.backbone.context)
 
 
@@ -258,5 +266,6 @@ def train_reward_model(config: RewardModelConfig) -> Path:
             run.log(step, metrics, {"seconds": seconds, "prompts_per_second": len(part) / seconds})
         summary = summary or evaluate(model, held, world)  # resumed behind the last step
         normalize(config, model, train, world, tokenizer)
+        write_adapter_beside(run, config, config.model or before(config, "sft"), model.save_adapter)
         conclude(run, "reward_model", lambda d: model.save_pretrained(d, tokenizer), summary)
     return run.model_dir

@@ -16,6 +16,7 @@ from rlhf_course.stages.flags import (
     Common,
     Count,
     Folder,
+    ModelFlags,
     Name,
     Normalization,
     Number,
@@ -44,7 +45,7 @@ class PretrainConfig(Optimization, Common):
 
 
 @dataclass
-class SFTConfig(Optimization, Common):
+class SFTConfig(ModelFlags, Optimization, Common):
     """Supervised fine-tuning: imitate demonstrations."""
 
     model: Name = None
@@ -85,7 +86,7 @@ class ComparisonsConfig(Common):
 
 
 @dataclass
-class RewardModelConfig(Optimization, Common):
+class RewardModelConfig(ModelFlags, Optimization, Common):
     """Reward model: learn which answer people prefer."""
 
     model: Name = None
@@ -105,7 +106,7 @@ class RewardModelConfig(Optimization, Common):
 
 
 @dataclass
-class PPOConfig(Common):
+class PPOConfig(ModelFlags, Common):
     """PPO-ptx: improve the policy by the reward, near the reference, without forgetting."""
 
     checkpoint_every: int = 5
@@ -210,7 +211,7 @@ class PPOConfig(Common):
 
 
 @dataclass
-class DPOConfig(Optimization, Common):
+class DPOConfig(ModelFlags, Optimization, Common):
     """DPO: learn from comparisons directly, without a reward model and without sampling."""
 
     model: Name = None

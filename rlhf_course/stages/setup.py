@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from rlhf_course import checkpoints
+from rlhf_course.adapters import LoRA
 from rlhf_course.device import Device, choose_device
 from rlhf_course.errors import ModelError
 from rlhf_course.files import replacing
 from rlhf_course.gpt import GPT
-from rlhf_course.huggingface import HuggingFaceLM, load_language_model, load_tokenizer
+from rlhf_course.huggingface import HuggingFaceLM, load_fitted, load_tokenizer
+from rlhf_course.pretrained_model import PLAIN, WeightFormat
+from rlhf_course.pretrained_tokenizer import tokens_written
 from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.runs import Run, read_metrics
@@ -69,34 +72,46 @@ def before(config, stage: str) -> Path:
     return model
 
 
-def load_policy(name_or_dir, device: Device) -> tuple[GPT | HuggingFaceLM, object]:
+def load_policy(
+    name_or_dir, device: Device, how: WeightFormat = PLAIN
+) -> tuple[GPT | HuggingFaceLM, object]:
     """(language model on the device, tokenizer) from a directory or hub name."""
     if str(name_or_dir) in SHAPES:
         raise ModelError(
             f"--model {name_or_dir}: a size names a new model, without weights, and this stage "
             "needs a trained one. Give a directory or a hub name."
         )
-    model, tokenizer = load_language_model(name_or_dir)
+    model, tokenizer = load_fitted(name_or_dir, how)
     return device.place(model), tokenizer
 
 
-def load_reward_model(name_or_dir, tokenizer, device: Device) -> ScalarModel:
+def load_reward_model(
+    name_or_dir, tokenizer, device: Device, how: WeightFormat = PLAIN
+) -> ScalarModel:
     """A reward model on the device, for scoring only; `tokenizer` is the policy's.
 
     Raises ModelError when its tokenizer is another one: it would read other words.
     """
-    model = ScalarModel.from_pretrained(name_or_dir)
+    model = ScalarModel.from_pretrained(name_or_dir, how)
     own = load_tokenizer(checkpoints.resolve(name_or_dir), str(name_or_dir))
     require_one_tokenizer(own, tokenizer, f"{name_or_dir}: the reward model", "the policy")
+    tokens_written(own, model.backbone.vocab_size, str(name_or_dir))
     return frozen(device.place(model))
 
 
-def start_critic(reward_model: ScalarModel | None, policy: nn.Module, seed: int) -> ScalarModel:
-    """It starts as the reward model, or, where a function gives the score, as the policy."""
+def start_critic(
+    reward_model: ScalarModel | None, policy: nn.Module, seed: int, lora: LoRA | None = None
+) -> ScalarModel:
+    """It starts as the reward model, or, where a function gives the score, as the policy. With
+    `lora` an adapter over the reward model's own backbone, or over a copy of the policy's."""
+    if reward_model is not None and lora is not None:
+        return reward_model.adapter_critic(lora, derive_seed(seed, "adapter", "critic"))
     if reward_model is not None:
         return reward_model.as_critic()
     critic = ScalarModel.from_language_model(policy, "last", seed)
     nn.init.zeros_(critic.head.weight)
+    if lora is not None:
+        critic.backbone.adapt(lora, derive_seed(seed, "adapter", "critic"))
     return critic
 
 

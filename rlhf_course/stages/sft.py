@@ -18,6 +18,7 @@ from rlhf_course.errors import DataError, check_finite
 from rlhf_course.evaluation import exact_match
 from rlhf_course.gpt import generate
 from rlhf_course.padding import pad_rows
+from rlhf_course.pretrained_tokenizer import begins_with_bos, begun
 from rlhf_course.progress import console
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import (
@@ -33,6 +34,12 @@ from rlhf_course.sft import (
 )
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
+from rlhf_course.stages.lora import (
+    adapted,
+    save_activations,
+    weights_of,
+    write_adapter_beside,
+)
 from rlhf_course.stages.presets import SHAPES, identity, resolve
 from rlhf_course.stages.settings import SFTConfig
 from rlhf_course.stages.setup import (
@@ -74,15 +81,17 @@ def prepare(config: SFTConfig, device):
             tokenizer = train_tokenizer(texts, config.vocab_size, whole_words=False)
         model = new_model(config.model or config.size, tokenizer, config.context, config.seed)
     else:
-        model, tokenizer = load_policy(config.model or before(config, "pretrain"), device)
+        source = config.model or before(config, "pretrain")
+        model, tokenizer = load_policy(source, device, weights_of(config, device))
         if tokenizer.chat_template is None:  # a base model: it is saved with the new one
             console.print("[yellow]the tokenizer gets a chat template: User: Assistant:[/yellow]")
-            tokenizer.chat_template = PLAIN_TEMPLATE
+            bos = "{{ bos_token }}" if begins_with_bos(tokenizer) else ""
+            tokenizer.chat_template = bos + PLAIN_TEMPLATE
     examples = encode_all(dialogues, tokenizer, model.context, config.truncate)
     held, train = split_rows(examples, share, config.seed)
     corpus = None
     if config.corpus_rows and corpus_texts:
-        corpus = Corpus(corpus_texts, tokenizer, min(48, model.context))
+        corpus = Corpus(begun(corpus_texts, tokenizer), tokenizer, min(48, model.context))
     return device.place(model), tokenizer, SFTData(train, held, corpus)
 
 
@@ -177,6 +186,8 @@ def sft(config: SFTConfig) -> Path:
     if complete(run):
         return run.model_dir
     model, tokenizer, data = prepare(config, device)
+    adapted(config, model, "policy")
+    save_activations(config, model)
     batches = Batches(config, data, model.context, tokenizer.pad_token_id or 0)
     optimizer = make_optimizer(model, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
     with run:
@@ -200,6 +211,10 @@ def sft(config: SFTConfig) -> Path:
                 metrics |= evaluate(model, tokenizer, data.held)
             timing = {"seconds": seconds, "tokens_per_second": tokens.numel() / seconds}
             run.log(step, metrics, timing)
+        write_adapter_beside(
+            run, config, config.model or before(config, "pretrain"),
+            lambda folder, base: model.save_adapter(folder, base, tokenizer),
+        )  # fmt: skip
         conclude(
             run,
             "sft",
