@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LARGEST = 1_500_000  # bytes of a solution's file
 LONGEST = {"stdout": 40, "stderr": 10}  # lines that one cell may print
 PATIENCE = 1200  # seconds that one cell may take
+BOOT = "boot"
+"""The id of the cell that sees to the course's installation."""
 OURS = "rlhf_course"
 """Under this name the builder keeps its notes in a notebook's metadata."""
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")  # <Figure object at 0x…>: another one in each run
@@ -166,10 +168,11 @@ def _alternatives_in(html: str) -> list[str]:
 
 def fingerprint(notebook: NotebookNode) -> str:
     """A hash of all that the outputs come from: the code cells in their order, and the package's
-    functions and classes that they name. Prose is not in it, nor is the version in the boot cell.
+    functions and classes that they name. Prose is not in it, nor is the boot cell, which does
+    nothing where the course is installed.
     """
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    code = [text for text in code if "%pip" not in text]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = [cell.source for cell in cells if cell.get("id") != BOOT]
     parts = [*code, *references.texts(code)]
     return hashlib.sha256("\n\0".join(parts).encode()).hexdigest()
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rlhf_course.coursework import exercises, project, source
+from rlhf_course.coursework import execute, exercises, project, source
 from rlhf_course.coursework.manuscript import Directive, Manuscript, file_name
 
 if TYPE_CHECKING:
@@ -27,8 +27,14 @@ BOOT = """\
 # Installs the course where it is missing, as in Colab; anywhere else it does nothing.
 from importlib.util import find_spec
 
+DRIVE = False  # In Colab: True keeps what you train in your Google Drive, for the next session.
+
 if find_spec("rlhf_course") is None:
-    %pip install --quiet "{requirement}"
+    %pip install --quiet --no-deps "{requirement}"
+
+from rlhf_course.coursework import boot
+
+boot.start(drive=DRIVE)
 
 from rlhf_course import check, lab
 """
@@ -114,7 +120,7 @@ def _code(text: str, id: str = "", tags: tuple[str, ...] = (), **metadata) -> No
 
 
 def _boot() -> NotebookNode:
-    return _code(BOOT.format(requirement=project.requirement()), id="boot")
+    return _code(BOOT.format(requirement=project.requirement()), id=execute.BOOT)
 
 
 def _id(kind: str, text: str) -> str:
