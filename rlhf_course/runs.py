@@ -268,6 +268,7 @@ class Run:
 
     def _save(self, state: State, step: int) -> None:
         self._begun = True
+        self._settle_logs()
         content = {
             "step": step,
             "counters": {name: c.state_dict() for name, c in state.counters.items()},
@@ -291,6 +292,15 @@ class Run:
         state.restore(found[-1], content["counters"])
         return content["step"], content
 
+    def _settle_logs(self) -> None:
+        """Close the logs and open them again: a network folder, as Google Drive's, may keep what is
+        written to itself until a file is closed, and a checkpoint must not be ahead of its logs."""
+        for handle, name in (("_metrics", "metrics.jsonl"), ("_timing", "timing.jsonl")):
+            with writing(self.path / name):
+                offset = getattr(self, handle).tell()
+                getattr(self, handle).close()
+            setattr(self, handle, _open_at(self.path / name, offset))
+
     def _open_logs(self, step: int, offsets: dict[str, int]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -307,7 +317,9 @@ def _open_at(path: Path, offset: int):
         if handle.seek(0, os.SEEK_END) < offset:
             handle.close()
             raise CheckpointError(
-                f"{path}: shorter than when the checkpoint was made. Start anew with --overwrite."
+                f"{path}: shorter than when the checkpoint was made. Remove the newest folder in "
+                "checkpoints, and the same command goes on from the one before it, or start anew "
+                "with --overwrite."
             )
         handle.truncate(offset)
         handle.seek(0, os.SEEK_END)

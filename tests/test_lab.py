@@ -1,8 +1,11 @@
 """The notebooks' laboratory: base models made once, students' functions in the trainer, runs side
 by side. Everything in quick mode."""
 
+import errno
 import functools
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +14,9 @@ import pytest
 import torch
 
 from rlhf_course import files, gpt, lab, mdp, ppo, ppo_ptx, reward_model, stages
-from rlhf_course.coursework import jobs, workers
+from rlhf_course.coursework import jobs, recipes, workers
 from rlhf_course.coursework.exercises import EXERCISES
+from rlhf_course.coursework.own import fingerprint
 from rlhf_course.coursework.substitute import substituted
 from rlhf_course.distributed.settings import NOT_IDENTITY
 from rlhf_course.errors import CheckpointError, ConfigError, TrainingError
@@ -323,3 +327,168 @@ def test_an_error_inside_restores_everything():
         raise KeyError
     assert reward_model.kwise_loss is not mine
     assert ppo_ptx.ptx_loss.__module__ == "rlhf_course.ppo_ptx"
+
+
+# ---------------------------------------------------------------- sessions that end in the middle
+
+needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL, no fork")
+
+
+def live(environment: dict[str, str], name: str, own: bool, factor: float, die: int) -> None:
+    """What a session does: it trains, and is killed before its rollout number `die`. Its exit code
+    is the number of rollouts that it has made."""
+    os.environ |= environment
+    recipes.QUICK["iterations"], made, collect = 6, 0, stages.ppo.collect
+    original = mdp.gae
+
+    def gae(*args, **kwargs):
+        advantages, returns = original(*args, **kwargs)
+        return factor * advantages, returns
+
+    def counted(*args, **kwargs):
+        nonlocal made
+        made += 1
+        if made == die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return collect(*args, **kwargs)
+
+    torch.set_num_threads(1)
+    stages.ppo.collect = counted
+    lab.train("ppo", name=name, own=[gae] * own, iterations=6, checkpoint_every=1)
+    sys.exit(made)
+
+
+@pytest.fixture(scope="module")
+def session(home):
+    """session(name, own, factor, die): the number of rollouts, or -9 where it was killed."""
+    lab.ensure("reward_model")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "rlhf_course.stages.ppo", "torch.utils.tensorboard"])
+    environment = {name: os.environ[name] for name in ("RLHF_COURSE_HOME", "RLHF_COURSE_QUICK")}
+
+    def lived(name: str, own: bool, factor: float, die: int = 0) -> int:
+        process = context.Process(target=live, args=(environment, name, own, factor, die))
+        process.start()
+        process.join(timeout=120)
+        return process.exitcode
+
+    return lived
+
+
+@needs_fork
+def test_a_killed_session_goes_on_from_its_last_checkpoint_with_the_same_functions(session):
+    for own in (False, True):
+        assert session(f"cut {own}", own, 1.5, die=5) == -signal.SIGKILL
+        assert not (lab.workspace() / f"cut {own}" / "done.json").exists()
+        assert session(f"cut {own}", own, 1.5) == 3, "four of seven were there"
+    assert session("whole", True, 1.5) == 7
+    names = ("cut False", "cut True", "whole")
+    plain, cut, whole = (lab.Trained(lab.workspace() / name).metrics for name in names)
+    assert cut == whole
+    assert len(cut) == 7
+    assert cut != plain, "the student's function was in use"
+
+
+@needs_fork
+def test_a_killed_session_is_not_gone_on_with_by_other_functions(session):
+    assert session("changed", True, 1.5, die=5) == -signal.SIGKILL
+    assert session("changed", True, 2.0, die=3) == -signal.SIGKILL, "begun anew: another factor"
+    assert session("changed", True, 2.0) == 5
+    assert session("changed", True, 2.0, die=4) == -signal.SIGKILL, "what is finished begins anew"
+    assert session("changed", False, 2.0) == 7, "and the package's do not go on with it"
+
+
+def notebook(text: str) -> dict:
+    """The names of a notebook with this cell."""
+    names = {"__name__": "a notebook"}
+    exec(text, names)
+    return names
+
+
+WRITTEN = """
+import torch
+SCALE = (2.0, "mean")
+def helper(x): return x * SCALE[0]
+def gae(x, y=1, *, z=None):
+    '''What it does.'''
+    return [helper(v) for v in x if v in {1, 2, "three"}], torch.sum(x)
+class Controller(dict):
+    rate = 0.5
+    @staticmethod
+    def clip(x): return max(x, 0)
+    def update(self, kl): return self.clip(helper(kl)) * self.rate
+"""
+
+
+@pytest.mark.parametrize("name", ["gae", "Controller"])
+def test_functions_are_told_apart_by_all_that_their_notebook_says(name):
+    first = fingerprint([notebook(WRITTEN)[name]])
+    assert first == fingerprint([notebook(WRITTEN)[name]]) != ""
+    assert first == fingerprint([notebook(f"# moved\n\n{WRITTEN}\nx = 3")[name]])
+    common = [("SCALE = (2.0", "SCALE = (2.5"), ("x * SCALE[0]", "x + SCALE[0]")]
+    mine = {
+        "gae": [("y=1", "y=2"), ("z=None", "z=0"), ('"three"', '"four"'),
+                ("torch.sum", "torch.max"), ("v in {", "v not in {")],
+        "Controller": [("rate = 0.5", "rate = 0.6"), ("max(x, 0)", "max(x, 1)"),
+                       ("(dict)", "(list)"), ("* self.rate", "/ self.rate"),
+                       ("@staticmethod", "@classmethod")],
+    }  # fmt: skip
+    for old, new in [*common, *mine[name]]:
+        assert WRITTEN.count(old) == 1
+        assert fingerprint([notebook(WRITTEN.replace(old, new))[name]]) != first, (old, new)
+    assert fingerprint([]) == ""
+
+
+def test_a_function_over_what_no_text_tells_is_another_each_time():
+    names = notebook("seen = []\ndef gae(x):\n    seen.append(x)")
+    assert fingerprint([names["gae"]]) != fingerprint([names["gae"]])
+    closed = traced(mdp.gae, [])
+    assert fingerprint([closed]) != fingerprint([closed])
+
+
+def test_a_function_is_told_the_same_by_another_process():
+    text = WRITTEN.replace("import torch", "import math as torch")
+    code = f"from rlhf_course.coursework.own import fingerprint\n{text}\nprint(fingerprint([gae]))"
+    package = str(Path(lab.__file__).parents[2])
+    told = []
+    for seed in ("1", "2", "3"):  # in which sets of strings have another order
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": package}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        told.append(done.stdout)
+    assert len(set(told)) == 1
+
+
+# --------------------------------------------------------------------------- folders without locks
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """without_locks(code): every lock of a file raises this OSError, as on some network folders."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def make(code):
+        def flock(handle, how):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    return make
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_folder_without_locks_is_trained_in_and_that_is_said(home, without_locks, capsys, code):
+    without_locks(code)
+    name = f"no locks {code}"
+    lab.train("pretrain", name=name, steps=2)
+    assert "files cannot be locked" in " ".join(capsys.readouterr().out.split())
+    lock = lab.workspace() / f".{name}.lock"
+    lab.train("pretrain", name=name, steps=3)  # nobody waits for what the first one has left behind
+    assert (lab.workspace() / name / "done.json").exists()
+    assert lock.exists()
+
+
+def test_another_failure_of_a_lock_is_told(home, without_locks):
+    without_locks(errno.EIO)
+    with pytest.raises(CheckpointError, match=os.strerror(errno.EIO)):
+        lab.train("pretrain", name="broken", steps=2)

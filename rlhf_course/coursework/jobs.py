@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_course.coursework import recipes
 from rlhf_course.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 STAGES = {
     "pretrain": ("PretrainConfig", "pretrain:pretrain", ()),
@@ -145,33 +149,41 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def run(
-    stage: str, folder: Path, world: str, settings: Mapping[str, Any], again: bool = False
-) -> None:
+def run(stage: str, folder: Path, world: str, settings: Mapping[str, Any], own: str = "") -> None:
     """Run a stage unless this very run is finished; another run in its folder is replaced.
 
-    again: it is run with a student's functions, so it is neither taken nor gone on with later.
-    Where another notebook is at it, this one waits until that is done.
+    What was interrupted goes on from its checkpoint. own: the fingerprint of a student's functions
+    where they are in use (`substitute.fingerprint`): such a run is never taken as it is, and goes
+    on only where the interrupted one had the same. Where another notebook is at it, this one waits.
     """
     config = configuration(stage, folder, world, settings)
-    if not again and _finished(config):
+    if not own and _finished(config):
         return
     with _alone(folder):
-        if not again and _finished(config):
+        if not own and _finished(config):
             return  # while this one waited
         mark = _of_others(folder)
-        other = (folder / "config.json").exists() and not _holds(config)
-        config.overwrite = again or mark.exists() or other
-        if again:
-            mark.touch()
+        begun = (folder / "config.json").exists()
+        config.overwrite = begun and not _may_go_on(config, own)
+        if own:
+            mark.write_text(own, encoding="utf-8")
         with _silence():
             function(stage)(config)
-        if not again:
+        if not own:
             mark.unlink(missing_ok=True)
 
 
+def _may_go_on(config, own: str) -> bool:
+    """True where the run in the folder is this one, made by these functions, and not at its end."""
+    folder = Path(config.out)
+    mark = _of_others(folder)
+    theirs = mark.read_text(encoding="utf-8") if mark.exists() else ""
+    ended = own and (folder / "done.json").exists()
+    return mark.exists() == bool(own) and theirs == own and not ended and _holds(config)
+
+
 def _of_others(folder: Path) -> Path:
-    """The file that says that the run beside it was made with a student's functions."""
+    """The file that says that the run beside it was made with a student's functions, and which."""
     return folder.with_name(f".{folder.name}.own")
 
 
@@ -179,10 +191,7 @@ def _of_others(folder: Path) -> Path:
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time may write to a run folder. The lock goes with its process, however
     that ends."""
-    from filelock import FileLock, Timeout
-
     from rlhf_course.files import require_writable, writing
-    from rlhf_course.progress import console
 
     try:
         require_writable(folder)
@@ -192,16 +201,59 @@ def _alone(folder: Path) -> Iterator[None]:
             f"cannot write {folder}. Set RLHF_COURSE_HOME to a folder that may be written to."
         ) from error
     with writing(folder):
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            console.print(f"{folder.name}: another notebook is at it; this one waits for the end.")
-            lock.acquire()
+        lock = _locked(folder)
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
+
+
+def _locked(folder: Path) -> BaseFileLock | None:
+    """The lock of a run folder, waited for; None where the file system has no locks."""
+    from filelock import FileLock, Timeout
+
+    from rlhf_course.progress import console
+
+    file = folder.with_name(f".{folder.name}.lock")
+    if not _can_lock(file):
+        console.print(
+            f"{folder.name}: files cannot be locked in {folder.parent}, so see to it that no other "
+            "notebook trains there at the same time."
+        )
+        return None
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"{folder.name}: another notebook is at it; this one waits for the end.")
+        lock.acquire()
+    return lock
+
+
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+def _can_lock(file: Path) -> bool:
+    """False where the file system has no locks, which a network folder may not have.
+
+    There, filelock would take the file itself for a lock: one that a killed session leaves behind,
+    so that all later ones wait for ever.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, where files can be locked
+        return True
+    with open(file, "a", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody holds it
+            return True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return False
+    return True
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 from rlhf_course.coursework import jobs, recipes
 from rlhf_course.coursework.expect import unwritten
 from rlhf_course.coursework.jobs import home, size, workspace
+from rlhf_course.coursework.own import fingerprint
 from rlhf_course.coursework.substitute import substituted
 from rlhf_course.coursework.workers import run_all
 from rlhf_course.errors import ConfigError
@@ -131,7 +132,8 @@ def train(
     stage: pretrain, sft, comparisons, reward_model, ppo, ppo_ray or dpo. own: functions and classes
     of the exercises, told by their names. settings: fields of the stage's configuration
     (`rlhf-course STAGE --help` lists them); those left out have the course's values.
-    With `own` it always runs; without, a run of the same name and settings is taken as it is.
+    With `own` it always runs; without, a run of the same name and settings is taken as it is. Where
+    the session ended in the middle, the same call goes on from the last checkpoint.
     Raises ConfigError for a setting or a name that does not exist.
     """
     settings = {**jobs.base(world, stage), **settings}
@@ -141,7 +143,7 @@ def train(
         ensure(before, world)
     try:
         with substituted(own):
-            jobs.run(stage, folder, world, settings, again=bool(own))
+            jobs.run(stage, folder, world, settings, fingerprint(own))
     except NotImplementedError as error:
         if not own or not unwritten(error):
             raise
