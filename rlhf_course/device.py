@@ -83,5 +83,6 @@ def _fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
-        return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+        told = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 does not tell
+        return bool(told.get("avx512_bf16", False))
     return False

@@ -146,7 +146,14 @@ def test_the_module_exits_with_what_the_command_returns(tmp_path):
 
 # tensorboard's, tyro's, pip's; pytest's, its plugins'; the exercises' selftest; the builder's.
 NOT_OURS = {"--logdir", "--help", "--quiet", "--exercise-seed", "--submission", "--junitxml"}
-NOT_OURS |= {"--seeds", "--quick", "--no-deps", "--no-build-isolation", "--force-reinstall"}
+NOT_OURS |= {
+    "--seeds",
+    "--quick",
+    "--no-deps",
+    "--only-binary",
+    "--no-build-isolation",
+    "--force-reinstall",
+}
 NOT_OURS |= {"--extra-index-url", "--shm-size", "--install"}  # pip's, docker's, wsl's
 
 
