@@ -907,7 +907,7 @@ lab.show(
 #
 # ## Scale it up
 #
-# The same questions to a model of GPT-2's size on a GPU (A100 40 GB), reviews and town:
+# The same questions to a model of GPT-2's size on a GPU, reviews and town:
 #
 # ```bash
 # rlhf-course demo --world reviews --size gpt2 --device cuda
@@ -915,9 +915,22 @@ lab.show(
 # rlhf-course evaluate --world reviews --size gpt2 --model runs/reviews-gpt2-seed0/no-kl/model
 # ```
 #
-# *Estimated, not measured*: about an hour for the first line. Expect a better reward model (larger
-# models verify better), hence a turn of the gold at a larger KL (Gao et al. 2023 find the peak to move
-# right, and the loss beyond it to shrink, as the reward model grows), and the same shape.
+# and without KL on people's comparisons, where only the proxy can be drawn:
+#
+# ```bash
+# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --kl-coef 0 --profile colab-a100 --out runs/hh/no-kl
+# ```
+#
+# | | expect | |
+# |---|---|---|
+# | this chapter, two CPU cores | 239 s | *measured* 2026-11-23, two quiet Xeon cores |
+# | first line, A100 40 GB | 10 to 30 minutes, 4 GB | *estimated*: chapter 0's, with answers of 40 tokens |
+# | the same, T4 | 40 to 90 minutes, 4 GB | *estimated*: the same at 4 TFLOP/s |
+# | last line, 100 rollouts, A100 40 GB | half an hour, 24 GB | *estimated*: 17 s a rollout (chapter 5) |
+# | where gold turns | at a larger KL than here | *estimated*: Gao et al. 2023, figure 1 and section 3, find the peak to move right, and the loss beyond it to shrink, as the reward model grows |
+# | the shape of the curves | the same | *estimated*: as above |
+#
+# [How these are reckoned](repository:docs/colab.md#how-the-estimates-are-made).
 #
 # ## Five questions
 #
