@@ -14,7 +14,7 @@ from torch import nn
 
 from rlhf_course import checkpoints
 from rlhf_course.errors import CheckpointError
-from rlhf_course.quantized import quantization
+from rlhf_course.quantized import keep_differentiable, quantization
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def open_causal_lm(directory: Path, name: str, how: WeightFormat) -> nn.Module:
             f"{name}: {len(wrong)} tensors are missing or misshapen: {', '.join(wrong[:4])}. "
             "Restore the checkpoint; random numbers would stand in their place."
         )
+    keep_differentiable(model)
     checkpoints.require_finite(dict(model.named_parameters()), name)
     return model
 
