@@ -73,6 +73,23 @@ def without_dropout(config):
     return config
 
 
+def text_part(model: nn.Module) -> nn.Module:
+    """The language model within a model that also sees or hears, such as Gemma 3's larger ones
+    (their config.json holds a text_config), as a causal LM of its own; any other as it is."""
+    settings = model.config.get_text_config()
+    if settings is model.config:
+        return model
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        text = AutoModelForCausalLM.from_config(settings)
+    text.set_input_embeddings(model.get_input_embeddings())
+    setattr(text, text.base_model_prefix, model.get_decoder())
+    text.set_output_embeddings(model.get_output_embeddings())
+    text.generation_config = model.generation_config
+    return text.eval()
+
+
 def require_saveable(model: nn.Module) -> None:
     """Make sure that transformers will write the model's generation_config.json after hours of
     training: one that contradicts itself is replaced by its special tokens alone."""

@@ -6,7 +6,7 @@ Each model is a tiny random one with the family's architecture, and a tokenizer 
 
 import importlib.util
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
         lines = [json.dumps({key: row[key] for key in keys}) for row in rows]
         (root / f"{name}.jsonl").write_text("\n".join(lines))
 
-    @lru_cache(maxsize=None)
+    @cache
     def train(name: str, lora: bool = False) -> Path:
         folder = root / f"{name}-{lora}"
         tiny_families.save(name, folder / "base")

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from rlhf_course.pretrained_model import without_dropout
+
 WIDTH, HEADS, CONTEXT = 64, 2, 96
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -48,7 +50,7 @@ class Family(NamedTuple):
     pad: str | None = None
     padding: int = 0
     """Rows of the embedding for which there is no token."""
-    config: dict = {}
+    config: dict | None = None
 
 
 GEMMA_TOKENS = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
@@ -74,8 +76,8 @@ FAMILIES = {
         "Qwen3", QWEN, "<|im_end|>", "<|im_end|>", THINKING, pad="<|endoftext|>", config=SHARED
     ),
     "llama3": Family(
-        "Llama", ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-                  "<|eot_id|>"),
+        "Llama", ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>",
+                  "<|end_header_id|>", "<|eot_id|>"),
         "<|end_of_text|>", "<|eot_id|>", LLAMA3, bos="<|begin_of_text|>", adds_bos=True,
         config=SHARED,
     ),
@@ -134,6 +136,7 @@ def model_of(family: Family, vocabulary: int, seed: int = 0, task: str = "Causal
         **{"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None,
            "pad_token_id": None, **family.config}
     )  # fmt: skip
+    config = without_dropout(config)
     torch.manual_seed(seed)
     model = getattr(transformers, f"AutoModelFor{task}").from_config(config).eval()
     for parameter in model.parameters():
