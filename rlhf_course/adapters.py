@@ -153,6 +153,9 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
             key = f"{name}.weight"
             merged = out[key].float() + module.get_delta_weight("default").float()
             out[key] = merged.to(out[key].dtype)
+    for name, module in quantized.items():
+        if module.source_cls.__name__ == "Conv1D":  # GPT-2 keeps its weights transposed
+            out[f"{_plain(name)}.weight"] = out[f"{_plain(name)}.weight"].t()
     return out
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from rlhf_course import checkpoints
 from rlhf_course.errors import CheckpointError
-from rlhf_course.quantized import quantization
+from rlhf_course.quantized import keep_differentiable, quantization
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def open_causal_lm(directory: Path, name: str, how: WeightFormat) -> nn.Module:
             f"{name}: {len(wrong)} tensors are missing or misshapen: {', '.join(wrong[:4])}. "
             "Restore the checkpoint; random numbers would stand in their place."
         )
+    keep_differentiable(model)
     checkpoints.require_finite(dict(model.named_parameters()), name)
     return model
 
@@ -70,6 +71,23 @@ def without_dropout(config):
             if "drop" in key and isinstance(value, float):
                 setattr(part, key, 0.0)
     return config
+
+
+def text_part(model: nn.Module) -> nn.Module:
+    """The language model within a model that also sees or hears, such as Gemma 3's larger ones
+    (their config.json holds a text_config), as a causal LM of its own; any other as it is."""
+    settings = model.config.get_text_config()
+    if settings is model.config:
+        return model
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        text = AutoModelForCausalLM.from_config(settings)
+    text.set_input_embeddings(model.get_input_embeddings())
+    setattr(text, text.base_model_prefix, model.get_decoder())
+    text.set_output_embeddings(model.get_output_embeddings())
+    text.generation_config = model.generation_config
+    return text.eval()
 
 
 def require_saveable(model: nn.Module) -> None:

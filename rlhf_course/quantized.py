@@ -12,6 +12,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from torch import nn
 
 from rlhf_course.errors import ConfigError
 
@@ -47,3 +48,12 @@ def quantization(bits: int | None, dtype: torch.dtype, device: str) -> dict[str,
             bnb_4bit_compute_dtype=dtype,
         )  # fmt: skip
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Forbid a layout of 4-bit weights, in place, that has no backward pass: bitsandbytes (0.50)
+    takes it on CPUs with AVX-512-BF16 when a layer first runs in evaluation mode, and the gradient
+    of every layer below is lost from then on without a word."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

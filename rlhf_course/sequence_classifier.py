@@ -18,7 +18,7 @@ from rlhf_course.errors import CheckpointError, ModelError
 from rlhf_course.gpt import GPT, unlike_ours
 from rlhf_course.huggingface import HuggingFaceLM
 from rlhf_course.pretrained_model import PLAIN, WeightFormat, quiet, without_dropout
-from rlhf_course.quantized import quantization
+from rlhf_course.quantized import keep_differentiable, quantization
 
 Backbone = GPT | HuggingFaceLM
 
@@ -72,6 +72,7 @@ def _read_backbone(
                     directory, config=settings, use_safetensors=True, dtype=how.dtype,
                     **quantization(how.bits, how.dtype, how.device),
                 )  # fmt: skip
+            keep_differentiable(base)
             return HuggingFaceLM(base)
         base = AutoModel.from_config(settings, dtype=how.dtype)
     except (OSError, ValueError, KeyError) as error:
