@@ -72,6 +72,9 @@ class PPOTrainer(PPOLoop):
         self.reference = adapted(config, self.policy, "policy")
         self.reference = self.reference or frozen(copy.deepcopy(self.policy))
         save_activations(config, self.policy, self.critic)
+        if lora is None:
+            for scorer in filter(None, (self.reference, self.reward_model)):
+                device.lower(scorer)
         self.policy.train()
         readers = [m.backbone for m in (self.reward_model, self.critic) if m is not None]
         context = min(model.context for model in (self.policy, *readers))

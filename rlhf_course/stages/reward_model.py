@@ -183,15 +183,35 @@ def prepare(config: RewardModelConfig, device):
     return model, tokenizer, *ranked_answers(config, tokenizer, model.backbone.context)
 
 
-def loss_of(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) -> Tensor:
-    """K-wise (each prompt's pairs averaged first) or over single pairs."""
+def loss_of(
+    config: RewardModelConfig, model: ScalarModel, part: list[Ranked], denominator: int | None
+) -> Tensor:
+    """K-wise (each prompt's pairs averaged first) or over single pairs; denominator: how many
+    prompts with a pair, or pairs, the whole update has (None: those given here)."""
     scores, mask = score_table(model, part)
     if config.loss == "kwise":
         ranks = torch.arange(mask.shape[1], device=mask.device).expand_as(scores)  # best first
-        return kwise_loss(scores, ranks, mask)
+        return kwise_loss(scores, ranks, mask, denominator)
     better, worse = torch.triu_indices(mask.shape[1], mask.shape[1], 1)
     both = mask[:, better] & mask[:, worse]
-    return pairwise_loss(scores[:, better][both], scores[:, worse][both])
+    pairs = scores[:, better][both], scores[:, worse][both]
+    return pairwise_loss(*pairs, denominator=denominator)
+
+
+def backward(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) -> Tensor:
+    """Add the gradient of the loss over these comparisons, by `micro_batch` prompts at a time, of
+    like length; returns the loss, 0-dim."""
+    size, count = config.micro_batch or len(part), None
+    if size < len(part):
+        part = sorted(part, key=lambda r: len(r.prompt) + max(map(len, r.answers)), reverse=True)
+        pairs = [len(r.answers) * (len(r.answers) - 1) // 2 for r in part]
+        count = max(sum(map(bool, pairs)) if config.loss == "kwise" else sum(pairs), 1)
+    losses = []
+    for start in range(0, len(part), size):
+        loss = loss_of(config, model, part[start : start + size], count)
+        loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
 
 
 def as_pairs(ranked: list[Ranked], seed: int) -> list[Ranked]:
@@ -252,9 +272,8 @@ def train_reward_model(config: RewardModelConfig) -> Path:
             part = [
                 train[i] for i in epoch_batch(len(train), config.batch, step, config.seed, "rm")
             ]
-            loss = loss_of(config, model, part)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            optimizer.zero_grad(set_to_none=True)  # before the activations need the room
+            loss = backward(config, model, part)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             metrics = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr}
             check_finite(metrics, f"reward_model step {step}")

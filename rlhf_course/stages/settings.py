@@ -67,6 +67,8 @@ class SFTConfig(ModelFlags, Optimization, Common):
     """Cut dialogues that exceed the context (counted and reported) instead of refusing them."""
     eval_every: int = 50
     """Updates between two evaluations on held-out dialogues."""
+    micro_batch: Count = None
+    """Rows a forward pass; saves memory, not time [default: the whole batch]."""
 
 
 @dataclass
@@ -101,6 +103,8 @@ class RewardModelConfig(ModelFlags, Optimization, Common):
     """Passes over the comparisons, when --steps is not given [by world]."""
     loss: Literal["kwise", "pairwise"] = "kwise"
     """All pairs of a prompt as one batch element, or pairs shuffled on their own."""
+    micro_batch: Count = None
+    """Prompts a forward pass, all answers of each; saves memory, not time [default: --batch]."""
     normalize: Normalization = None
     """Afterwards: mean 0 on demonstrations, or mean 0, deviation 1 on all answers [by world]."""
 
