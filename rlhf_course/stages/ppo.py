@@ -94,6 +94,9 @@ class PPOTrainer(PPOLoop):
 
     def collect(self, step: int) -> Answers:
         """The policy's answers to the prompts of this step."""
+        for model in (self.policy, self.critic):  # the last update's gradients make room
+            if model is not None:
+                model.zero_grad(set_to_none=True)
         generator = torch_generator(self.config.seed, "rollout", step, device=self.device.device)
         tasks = self.prompts(step)
         return collect(self.policy, tasks, self.tokenizer, self.config, generator, self.context)

@@ -54,6 +54,9 @@ from rlhf_course.training import (
 from rlhf_course.world import World
 
 
+PART = 128  # prompts a forward pass where nothing is learnt, and no --micro-batch is given
+
+
 @dataclass
 class Ranked:
     """One prompt's answers as tokens, best first."""
@@ -119,13 +122,13 @@ def score_table(model: ScalarModel, part: list[Ranked]) -> tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def evaluate(model: ScalarModel, held: list[Ranked], world=None) -> dict:
+def evaluate(model: ScalarModel, held: list[Ranked], world=None, size: int = PART) -> dict:
     """Accuracy on held-out pairs (ties count half), the world's best possible, calibration."""
     if not held:
         return {}
     chosen, rejected = [], []
-    for start in range(0, len(held), 128):
-        scores, mask = score_table(model, held[start : start + 128])
+    for start in range(0, len(held), size):
+        scores, mask = score_table(model, held[start : start + size])
         better, worse = torch.triu_indices(mask.shape[1], mask.shape[1], 1)
         both = mask[:, better] & mask[:, worse]  # (prompts, pairs)
         chosen.append(scores[:, better][both])
@@ -235,7 +238,8 @@ def normalize(config: RewardModelConfig, model: ScalarModel, train: list[Ranked]
                 for d in world.demonstrations()[:512]]  # fmt: skip
     elif config.normalize == "bias":
         some = [Ranked(r.prompt, r.answers[:1]) for r in some]
-    scores = [score_table(model, some[i : i + 128]) for i in range(0, len(some), 128)]
+    size = config.micro_batch or PART
+    scores = [score_table(model, some[i : i + size]) for i in range(0, len(some), size)]
     rewards = torch.cat([table[mask] for table, mask in scores])
     try:
         gain, bias = normalize_rewards(rewards, config.normalize)
@@ -280,10 +284,11 @@ def train_reward_model(config: RewardModelConfig) -> Path:
             optimizer.step()
             seconds = time.perf_counter() - began
             if (step + 1) % 100 == 0 or step + 1 == steps:
-                summary = evaluate(model, held, world)
+                summary = evaluate(model, held, world, config.micro_batch or PART)
                 metrics |= summary
             run.log(step, metrics, {"seconds": seconds, "prompts_per_second": len(part) / seconds})
-        summary = summary or evaluate(model, held, world)  # resumed behind the last step
+        # Where it was resumed behind the last step, nothing has been measured yet.
+        summary = summary or evaluate(model, held, world, config.micro_batch or PART)
         normalize(config, model, train, world, tokenizer)
         write_adapter_beside(run, config, config.model or before(config, "sft"), model.save_adapter)
         conclude(run, "reward_model", lambda d: model.save_pretrained(d, tokenizer), summary)

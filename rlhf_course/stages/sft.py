@@ -188,14 +188,18 @@ def backward(model: nn.Module, batch: Batch, size: int | None, device: torch.dev
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, tokenizer, held: list[Example], answers: int = 64) -> dict:
-    """Loss on held-out answers, and the share of greedy answers that equal them exactly."""
+def evaluate(
+    model: nn.Module, tokenizer, held: list[Example], answers: int = 64, size: int | None = None
+) -> dict:
+    """Loss on held-out answers, and the share of greedy answers that equal them exactly. size: rows
+    a forward pass, and answers that are written at a time (None: 32, and all)."""
     if not held:
         return {}
     device = next(model.parameters()).device
     total = count = 0.0
-    for start in range(0, len(held), 32):
-        tokens, labels = (t.to(device) for t in padded(held[start : start + 32], model.context))
+    for start in range(0, len(held), size or 32):
+        part = held[start : start + (size or 32)]
+        tokens, labels = (t.to(device) for t in padded(part, model.context))
         wanted = float((labels[:, 1:] != IGNORE).sum())
         total += answer_loss(model, tokens, labels).item() * wanted
         count += wanted
@@ -205,7 +209,9 @@ def evaluate(model: nn.Module, tokenizer, held: list[Example], answers: int = 64
     wanted_ids = [tokens[start:] for (tokens, _), start in zip(some, starts, strict=True)]
     longest = max(map(len, wanted_ids))
     room = model.context - max(map(len, prompts))
-    said = generate(model, prompts, min(longest + 8, room), tokenizer.eos_token_id, temperature=0)
+    said = generate(
+        model, prompts, min(longest + 8, room), tokenizer.eos_token_id, 0, batch_size=size
+    )
     texts = [tokenizer.batch_decode(ids, skip_special_tokens=True)
              for ids in (said.responses, wanted_ids)]  # fmt: skip
     return {"eval_loss": total / count, "eval_exact_match": exact_match(*texts)}
@@ -240,7 +246,7 @@ def sft(config: SFTConfig) -> Path:
             optimizer.step()
             seconds = time.perf_counter() - began
             if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-                metrics |= evaluate(model, tokenizer, data.held)
+                metrics |= evaluate(model, tokenizer, data.held, size=config.micro_batch)
             timing = {"seconds": seconds, "tokens_per_second": batch[0].numel() / seconds}
             run.log(step, metrics, timing)
         write_adapter_beside(
@@ -251,6 +257,6 @@ def sft(config: SFTConfig) -> Path:
             run,
             "sft",
             lambda folder: model.save_pretrained(folder, tokenizer),
-            evaluate(model, tokenizer, data.held, answers=256),
+            evaluate(model, tokenizer, data.held, 256, config.micro_batch),
         )
     return run.model_dir
