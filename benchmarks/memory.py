@@ -45,6 +45,7 @@ class Case:
     generated: int = 16
     ptx_rows: int = 0
     dtype: str = "bfloat16"
+    lora: int | None = None
     checkpointing: bool = False
 
 
@@ -59,6 +60,12 @@ CASES = [
     Case("ppo", "gpt", vocabulary=50257, layers=12, width=768, rows=4, micro_batch=2, generated=4),
     Case("ppo", "qwen2", vocabulary=32000, width=512, rows=4, micro_batch=2, ptx_rows=16),
     Case("ppo", "gpt", vocabulary=2048, width=512, rows=16, micro_batch=16, answer=192),
+    Case("ppo", "llama", vocabulary=2048, rows=4, micro_batch=4, answer=192, generated=96),
+    Case("sft", "llama", vocabulary=50257, rows=32, micro_batch=32, prompt=32, answer=128),
+    *(Case(stage, "llama", width=768, rows=4, micro_batch=4, prompt=128, lora=lora,
+           checkpointing=checkpointing)
+      for stage in ("sft", "reward-model", "ppo")
+      for lora, checkpointing in ((16, False), (None, True), (16, True))),
 ]  # fmt: skip
 
 
@@ -100,6 +107,7 @@ def job_of(case: Case, model, device):
         case.micro_batch, generated=case.generated,
         ptx_tokens=case.ptx_rows * min(48, case.prompt + case.answer), products=products,
         attention=4 if ours and device.device.type == "cpu" else products,
+        lora=case.lora, base=2 if device.device.type == "cuda" and products == 2 else 4,
         checkpointing=case.checkpointing,
     )  # fmt: skip
 
@@ -135,6 +143,8 @@ def supervised(case: Case, device) -> None:
     """Two updates of SFT or of the reward model, as the stages make them."""
     import torch
 
+    from rlhf_course.adapters import LoRA
+    from rlhf_course.recompute import checkpoint_blocks
     from rlhf_course.reward_model import ScalarModel
     from rlhf_course.stages import reward_model, sft
     from rlhf_course.stages.settings import RewardModelConfig
@@ -143,7 +153,11 @@ def supervised(case: Case, device) -> None:
     model, scalar = build(case), case.stage == "reward-model"
     if scalar:
         model = ScalarModel(model if case.family == "gpt" else _headless(model))
-    model = device.place(model)
+    if case.lora:
+        (model.backbone if scalar else model).adapt(LoRA(case.lora))
+    model = device.place(model).train()
+    if case.checkpointing:
+        checkpoint_blocks(model)
     optimizer = make_optimizer(model, 1e-4)
     config = RewardModelConfig(batch=case.rows, micro_batch=case.micro_batch)
     for _ in range(2):
@@ -200,10 +214,13 @@ def ppo(case: Case, device) -> None:
         def batch_decode(self, ids, **settings):
             return [""] * len(ids)
 
-    model = build(case)
-    reader = ScalarModel.from_language_model(model)
-    stage.load_policy = lambda name, on: (on.place(model), Tokenizer())
-    stage.load_reward_model = lambda name, tokenizer, on: stage.frozen(on.place(reader))
+    policy = build(case)
+    made = {"policy": policy, "reader": ScalarModel.from_language_model(policy)}
+    del policy  # the trainer's alone from here on
+    stage.load_policy = lambda name, on, how: (on.place(made.pop("policy")), Tokenizer())
+    stage.load_reward_model = lambda name, tokenizer, on, how: stage.frozen(
+        on.place(made.pop("reader"))
+    )
     ppo_loop.Prompts = Prompts
     ppo_loop.PPOLoop._corpus = lambda self: Corpus()
     config = resolve(
@@ -211,12 +228,12 @@ def ppo(case: Case, device) -> None:
             data="random", model="random", reward_model="random", batch=case.generated,
             minibatch=case.rows, micro_batch=case.micro_batch, max_new_tokens=case.answer,
             ptx_coef=0.1 if case.ptx_rows else 0.0, ptx_rows=case.ptx_rows or 16, epochs=1,
-            critic_warmup=0, iterations=2, kl_horizon=1e4, lr=1e-6,
+            critic_warmup=0, iterations=2, kl_horizon=1e4, lr=1e-6, lora=case.lora,
+            gradient_checkpointing=case.checkpointing,
         ),
         "ppo",
     )  # fmt: skip
     trainer = stage.PPOTrainer(config, device)
-    del model, reader
     for step in range(2):
         trainer.iterate(step)
 
@@ -229,7 +246,8 @@ def measured(case: Case) -> dict:
     from rlhf_course.stages import ppo as _  # noqa: F401
 
     device = choose_device("auto", case.dtype, 1)
-    small = Case(case.stage, case.family, 1, 64, 64, 8, 8, 2, 2, 2, 0, case.dtype)
+    small = Case(case.stage, case.family, 1, 64, 64, 8, 8, 2, 2, 2, 0, case.dtype,
+                 case.lora, case.checkpointing)  # fmt: skip
     run = ppo if case.stage == "ppo" else supervised
     run(small, device)  # kernels and threads are made once
     meter = Meter(device.device)
@@ -262,15 +280,18 @@ def main() -> None:
         print(json.dumps(measured(Case(**json.loads(given.case)))))
         return
     rows = []
-    print(f"{'case':62} {'plan MiB':>9} {'peak MiB':>9} ratio")
+    print(f"{'case':80} {'plan MiB':>9} {'peak MiB':>9} ratio")
     for case in CASES:
         found = measure(case)
         rows.append(asdict(case) | found)
-        name = (f"{case.stage} {case.family} L{case.layers} D{case.width} V{case.vocabulary} "
-                f"{case.rows}/{case.micro_batch}×({case.prompt}+{case.answer}) {case.dtype}")  # fmt: skip
+        how = f"lora {case.lora} " * bool(case.lora) + "recomputed" * case.checkpointing
+        name = (
+            f"{case.stage} {case.family} L{case.layers} D{case.width} V{case.vocabulary} "
+            f"{case.rows}/{case.micro_batch}×({case.prompt}+{case.answer}) {case.dtype} {how}"
+        )
         ratio = found["estimate"] / found["peak"]
         mib = found["estimate"] / 2**20, found["peak"] / 2**20
-        print(f"{name:62} {mib[0]:9.0f} {mib[1]:9.0f} {ratio:5.2f}  {found['worst']}", flush=True)
+        print(f"{name:80} {mib[0]:9.0f} {mib[1]:9.0f} {ratio:5.2f}  {found['worst']}", flush=True)
     if given.json:
         with tempfile.NamedTemporaryFile("w", delete=False, dir=given.json.parent) as part:
             json.dump({"machine": platform.platform(), "cases": rows}, part, indent=2)

@@ -95,9 +95,7 @@ def test_the_reward_model_makes_the_same_update(kind, loss, size):
     model, part = ScalarModel.from_language_model(tiny(kind), "mean"), ranked()
     config = RewardModelConfig(loss=loss)
     whole, parts = (
-        update_of(
-            model, lambda n=n: rm_stage.backward(replace(config, micro_batch=n), model, part)
-        )
+        update_of(model, lambda n=n: rm_stage.backward(replace(config, micro_batch=n), model, part))
         for n in (None, size)
     )
     assert_same(whole, parts)

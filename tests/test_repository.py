@@ -29,8 +29,16 @@ PACKAGE = ROOT / "rlhf_course"
 FLOORS = [
     {"errors", "choices"},
     {"checkpoints", "device", "files", "progress", "sources", "adapters", "quantized"},
-    {"mdp", "sampling", "training", "world", "padding", "vocabulary", "pretrained_model",
-     "pretrained_tokenizer"},
+    {
+        "mdp",
+        "sampling",
+        "training",
+        "world",
+        "padding",
+        "vocabulary",
+        "pretrained_model",
+        "pretrained_tokenizer",
+    },
     {"gpt", "rollout", "moments", "runs", "data"},
     {"huggingface", "evaluation"},
     {"sequence_classifier", "recompute"},

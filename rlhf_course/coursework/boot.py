@@ -207,7 +207,7 @@ def mounted(home: Path) -> Path:
     try:
         drive.mount(str(MOUNT))
         home.mkdir(parents=True, exist_ok=True)
-    except Exception as error:  # noqa: BLE001 - Colab's own kinds, which are nowhere documented
+    except Exception as error:
         raise ConfigError(
             f"Google Drive was not mounted ({error}). Run this cell again and allow it, or set "
             "DRIVE = False: then what is trained goes with the session."

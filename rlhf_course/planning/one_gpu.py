@@ -3,8 +3,9 @@
 What stands here is what the stages do. Weights that are trained are fp32, with fp32 gradients and
 Adam's two fp32 moments: 16 bytes a number. Matrices multiply in bf16 under autocast, which makes a
 bf16 copy of each layer's matrices in a forward pass; the backward pass needs those copies, so they
-live as long as the activations. What is only read (PPO's reference and reward model, the base under
-a LoRA adapter) is held in bf16, once. Attention keeps no T × T matrix.
+live as long as the activations. PPO's reference and reward model, which are only read, hold their
+matrices in bf16. The base under a LoRA adapter is held once, in bf16 on a GPU and in fp32 on a CPU,
+and is the reference (or the reward model) too. Attention keeps no T × T matrix.
 
 Tested against measured peaks by `pytest tests/test_one_gpu.py`; `benchmarks/memory.py` measures
 more of them.
@@ -22,8 +23,6 @@ from rlhf_course.vocabulary import rows_at_a_time
 SFT_LOGITS, PPO_LOGITS, READ_LOGITS, SAMPLE_LOGITS = 3, 5, 3, 4
 """fp32 tensors of the size of a chunk of logits that live together: in SFT's loss, in the policy's
 and its entropy, where they are only scored, and where a token is drawn."""
-ADAPTED = 7
-"""Matrices of a layer that a LoRA adapter stands beside (all of them), for its own size."""
 QUANTISED = {"8bit": 1.0 + 4 / 4096, "4bit": 0.5 + 4 / 64}
 """Bytes of a number of a quantised matrix: with one fp32 scale a row, or one for each 64."""
 
@@ -54,8 +53,10 @@ class Job:
     """The same of queries, keys and values. Our GPT on a CPU: 4, whatever the products are."""
     lora: int | None = None
     """Rank of the adapters; None: every weight is trained."""
+    base: int = 2
+    """Bytes of a number of the base under the adapters: 2 on a GPU, 4 on a CPU."""
     quantize: Literal["8bit", "4bit"] | None = None
-    """How the base under the adapters is held."""
+    """How the matrices of that base are held instead."""
     checkpointing: bool = False
     """Gradient checkpointing: each layer is computed once more in the backward pass."""
 
@@ -65,7 +66,7 @@ class Job:
         return self.prompt + self.answer
 
 
-# ------------------------------------------------------------------------------- one model at a time
+# ------------------------------------------------------------------------------ one model at a time
 
 
 def layer_bytes(job: Job) -> int:
@@ -92,7 +93,8 @@ def activations(job: Job, tokens: int) -> int:
     the matrices included; logits apart."""
     shape, one = job.shape, layer_bytes(job)
     ends = tokens * shape.width * 4 * 2  # the final norm's input and output
-    copies = shape.layers * shape.layer_matrices * 2 if job.products == 2 and not job.lora else 0
+    copied = not job.quantize and not (job.lora and job.base == job.products)
+    copies = shape.layers * shape.layer_matrices * 2 if copied and job.products == 2 else 0
     if job.checkpointing:  # every layer's input, and one layer at a time in full
         copies //= shape.layers
         return tokens * (shape.layers * shape.width * 4 + one) + copies + ends
@@ -109,7 +111,8 @@ def passing(job: Job, tokens: int, copies: bool) -> int:
 def logits(job: Job, wanted: int, tensors: int, most: int = 1 << 62) -> int:
     """`tensors` fp32 tensors of the logits that exist at a time of the `wanted` rows."""
     rows = min(wanted, rows_at_a_time(job.shape.vocabulary, most))
-    return 4 * tensors * rows * job.shape.vocabulary
+    head = 4 * job.shape.vocabulary * job.shape.width  # an fp32 copy of a head in bf16
+    return 4 * tensors * rows * job.shape.vocabulary + (head if job.lora and job.base < 4 else 0)
 
 
 def adapters(job: Job) -> int:
@@ -121,13 +124,15 @@ def adapters(job: Job) -> int:
 
 
 def frozen_bytes(job: Job, scalar: bool) -> int:
-    """A model that is only read: matrices in the dtype that multiplies, or quantised; the rest
-    (embeddings, norms, output head) in fp32."""
+    """A model that is only read: matrices in the dtype that multiplies and the rest (embeddings,
+    norms, output head) in fp32; under an adapter all in one dtype, or the matrices quantised."""
     shape = job.shape
     count = shape.scalar_parameters if scalar else shape.parameters
-    matrices = shape.layers * shape.layer_matrices
-    each = QUANTISED[job.quantize] if job.quantize else job.products
-    return int(matrices * each) + 4 * (count - matrices)
+    matrices, rest = shape.layers * shape.layer_matrices, job.base if job.lora else 4
+    each = rest if job.lora else job.products
+    if job.quantize:
+        each = QUANTISED[job.quantize]
+    return int(matrices * each) + rest * (count - matrices)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def trained(job: Job, scalar: bool) -> Held:
 
 
 def head_gradient(job: Job) -> int:
-    """The embedding's gradient, which a pass makes anew and then adds; 0 where it is not trained."""
+    """The embedding's gradient, which a pass makes anew and then adds; 0 where it is frozen."""
     return 0 if job.lora else 4 * job.shape.vocabulary * job.shape.width
 
 
@@ -173,7 +178,7 @@ def pass_peak(job: Job, model: Held, rows: int, wanted: int, tensors: int, more:
     return max(first, last)
 
 
-# ---------------------------------------------------------------------------------------- the stages
+# --------------------------------------------------------------------------------------- the stages
 
 
 @dataclass(frozen=True)
@@ -220,16 +225,14 @@ def _ppo(job: Job) -> Estimate:
     if not job.lora:  # else they are the bases, with the adapters switched off
         state |= {"reference": frozen_bytes(job, False), "reward model": frozen_bytes(job, True)}
     rows, B, V = job.micro_batch, job.generated, job.shape.vocabulary
-    copies, more = not job.lora, rows < job.rows
+    copies, more = not (job.lora and (job.quantize or job.base == 2)), rows < job.rows
     cache = kv_cache_bytes(job.shape, B * job.length, job.attention)
     prompts = passing(job, B * job.prompt, copies)
     moments = {
         "generation": cache + max(prompts, prompts // 8 + 4 * SAMPLE_LOGITS * B * V),
         "scoring": passing(job, rows * job.length, copies)
         + logits(job, rows * job.answer, READ_LOGITS, 4096),
-        "update of the policy": pass_peak(
-            job, policy, rows, rows * job.answer, PPO_LOGITS, more
-        ),
+        "update of the policy": pass_peak(job, policy, rows, rows * job.answer, PPO_LOGITS, more),
         "update of the critic": policy.gradients + pass_peak(job, critic, rows, 0, 0, more),
     }
     if job.ptx_tokens:  # the gradients of PPO are there, and a copy of them is measured

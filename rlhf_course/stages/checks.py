@@ -28,7 +28,8 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     **dict.fromkeys(
         ("checkpoint_every", "steps", "batch", "iterations", "epochs", "minibatch", "micro_batch",
          "prompts", "heldout", "context", "window", "vocab_size", "ptx_rows", "eval_every",
-         "eval_prompts", "max_new_tokens", "answers_per_prompt", "lora"), COUNT),
+         "eval_prompts", "max_new_tokens", "answers_per_prompt", "lora",
+         "generation_batch"), COUNT),
     **dict.fromkeys(
         ("warmup", "corpus_rows", "critic_warmup", "hot_answers", "weight_decay", "kl_coef",
          "kl_floor", "kl_gain", "ptx_coef", "entropy_coef", "eos_penalty", "reward_retries"),

@@ -53,7 +53,6 @@ from rlhf_course.training import (
 )  # fmt: skip
 from rlhf_course.world import World
 
-
 PART = 128  # prompts a forward pass where nothing is learnt, and no --micro-batch is given
 
 

@@ -92,8 +92,13 @@ def collect(
     try:
         with torch.inference_mode(), casts_kept(policy):
             out = generate(
-                policy, [t.tokens for t in tasks], config.max_new_tokens, tokenizer.eos_token_id,
-                config.temperature, generator=generator,
+                policy,
+                [t.tokens for t in tasks],
+                config.max_new_tokens,
+                tokenizer.eos_token_id,
+                config.temperature,
+                generator=generator,
+                batch_size=getattr(config, "generation_batch", None),
             )
     except RuntimeError as error:
         if "probability tensor" not in str(error):  # what torch.multinomial says of NaN

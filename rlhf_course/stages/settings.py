@@ -22,6 +22,7 @@ from rlhf_course.stages.flags import (
     Number,
     Optimization,
     Pooling,
+    ProfileFlag,
     Size,
     WorldName,
     YesNo,
@@ -45,7 +46,7 @@ class PretrainConfig(Optimization, Common):
 
 
 @dataclass
-class SFTConfig(ModelFlags, Optimization, Common):
+class SFTConfig(ProfileFlag, ModelFlags, Optimization, Common):
     """Supervised fine-tuning: imitate demonstrations."""
 
     model: Name = None
@@ -88,7 +89,7 @@ class ComparisonsConfig(Common):
 
 
 @dataclass
-class RewardModelConfig(ModelFlags, Optimization, Common):
+class RewardModelConfig(ProfileFlag, ModelFlags, Optimization, Common):
     """Reward model: learn which answer people prefer."""
 
     model: Name = None
@@ -110,7 +111,7 @@ class RewardModelConfig(ModelFlags, Optimization, Common):
 
 
 @dataclass
-class PPOConfig(ModelFlags, Common):
+class PPOConfig(ProfileFlag, ModelFlags, Common):
     """PPO-ptx: improve the policy by the reward, near the reference, without forgetting."""
 
     checkpoint_every: int = 5
@@ -156,6 +157,10 @@ class PPOConfig(ModelFlags, Common):
     """Learning rate of the critic during its warm-up [by size]."""
     max_new_tokens: Count = None
     """Longest answer [by world; with --data 64]."""
+    generation_batch: Count = None
+    """Answers sampled at a time; fewer take less memory for keys and values [default: all]."""
+    rollout: Literal["own", "vllm"] = "own"
+    """Who samples: this package, or vLLM in the same process, given the weights after each step."""
     temperature: float = 1.0
     """Of the sampling, and of every log-probability of the policy and the reference."""
     mdp: Literal["token", "sequence"] = "token"
@@ -215,7 +220,7 @@ class PPOConfig(ModelFlags, Common):
 
 
 @dataclass
-class DPOConfig(ModelFlags, Optimization, Common):
+class DPOConfig(ProfileFlag, ModelFlags, Optimization, Common):
     """DPO: learn from comparisons directly, without a reward model and without sampling."""
 
     model: Name = None

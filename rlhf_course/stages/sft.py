@@ -249,10 +249,11 @@ def sft(config: SFTConfig) -> Path:
                 metrics |= evaluate(model, tokenizer, data.held, size=config.micro_batch)
             timing = {"seconds": seconds, "tokens_per_second": batch[0].numel() / seconds}
             run.log(step, metrics, timing)
-        write_adapter_beside(
-            run, config, config.model or before(config, "pretrain"),
-            lambda folder, base: model.save_adapter(folder, base, tokenizer),
-        )  # fmt: skip
+        if config.lora is not None:  # a model that is new stands beside no run of pretraining
+            write_adapter_beside(
+                run, config, config.model or before(config, "pretrain"),
+                lambda folder, base: model.save_adapter(folder, base, tokenizer),
+            )  # fmt: skip
         conclude(
             run,
             "sft",
