@@ -145,9 +145,9 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
         last = key.rpartition(".")[2]
         of_quantized = any(key.startswith(f"{name}.") for name in quantized) and last != "bias"
         if not is_adapters(key) and not of_quantized:
-            out[_plain(key)] = tensor
+            out[plain_name(key)] = tensor
     for name, module in quantized.items():
-        out[f"{_plain(name)}.weight"] = _dequantized(module).to(dtype)
+        out[f"{plain_name(name)}.weight"] = _dequantized(module).to(dtype)
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and hasattr(module, "get_delta_weight"):
             key = f"{name}.weight"
@@ -159,7 +159,7 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     return out
 
 
-def _plain(key: str) -> str:
+def plain_name(key: str) -> str:
     """A name without peft's wrapper."""
     return key.replace(".base_layer", "")
 

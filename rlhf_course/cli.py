@@ -84,9 +84,24 @@ def parse(arguments: Sequence[str] | None = None):
     subcommands = tyro.extras.SubcommandApp()
     for name, (kind, _) in COMMANDS.items():
         subcommands.command(kind, name=name)
-    return subcommands.cli(
+    config = subcommands.cli(
         prog="rlhf-course", description="RLHF, from GPT to PPO-ptx.", args=arguments
     )
+    words = sys.argv[1:] if arguments is None else arguments
+    names = (word[2:].partition("=")[0].replace("-", "_") for word in words if word[:2] == "--")
+    # What a profile must leave alone, a default that was typed included.
+    config.given = frozenset(name.removeprefix("no_") for name in names)
+    return config
+
+
+def run(config) -> None:
+    """Run the command that this configuration belongs to."""
+    if type(config) is settings.PPOConfig and config.rollout == "vllm":
+        from rlhf_course.distributed.one_process import ppo_vllm
+
+        ppo_vllm(config)
+    else:
+        command_for(type(config))(config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     try:
-        command_for(type(config))(config)
+        run(config)
     except CourseError as error:
         error_console.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
         return EXIT_CODE

@@ -271,34 +271,39 @@ def critic_terms(
     return loss, {"value_loss": loss.detach(), "value_clipfrac": stats["clipfrac"]}
 
 
-def add_up(sums: dict[str, float], stats: dict[str, Tensor]) -> None:
-    """Take a micro-batch's diagnostics into those of the update: largest of "…_max", else sums."""
-    for name, value in stats.items():
-        before, new = sums.get(name, 0.0), value.item()
-        sums[name] = max(before, new) if name.endswith("_max") else before + new
+def add_up(parts: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The micro-batches' diagnostics, 0-dim each, as those of the update: the largest of "…_max",
+    the sum of the others. Read all at once, since a GPU has to finish its work for that."""
+    columns: dict[str, list[Tensor]] = {}
+    for stats in parts:
+        for name, value in stats.items():
+            columns.setdefault(name, []).append(value)
+    numbers = iter(torch.stack([x for xs in columns.values() for x in xs]).tolist())
+    read = {name: [next(numbers) for _ in xs] for name, xs in columns.items()}
+    return {name: max(xs) if name.endswith("_max") else sum(xs) for name, xs in read.items()}
 
 
 def policy_backward(policy: nn.Module, batch: Rollout, settings: PPOSettings) -> dict[str, float]:
     """Add the gradient of the policy's loss over `batch`, micro-batch by micro-batch."""
     tokens, answers = batch.mask.sum(), batch.mask.any(dim=1).sum()
-    sums: dict[str, float] = {}
+    parts = []
     for part in batch.micro_batches(settings.micro_batch_size):
         loss, stats = policy_terms(policy, part, settings, tokens, answers)
         loss.backward()
-        add_up(sums, stats)
-    return sums
+        parts.append(stats)
+    return add_up(parts)
 
 
 def critic_backward(
     critic: nn.Module, batch: Rollout, settings: PPOSettings, normalize: Callable | None = None
 ) -> dict[str, float]:
     """Add the gradient of the critic's loss."""
-    count, sums = batch.value_mask.sum(), {}
+    count, parts = batch.value_mask.sum(), []
     for part in batch.micro_batches(settings.micro_batch_size):
         loss, stats = critic_terms(critic, part, settings, count, normalize)
         loss.backward()
-        add_up(sums, stats)
-    return sums
+        parts.append(stats)
+    return add_up(parts)
 
 
 def ppo_step(

@@ -29,6 +29,7 @@ from rlhf_course.mdp import chunked_logprobs, masked_sum, require_same_shape, to
 from rlhf_course.moments import masked_moments
 from rlhf_course.ppo import ppo_step
 from rlhf_course.rollout import PPOSettings, Rollout
+from rlhf_course.vocabulary import rows_at_a_time
 
 
 def ptx_loss(
@@ -235,7 +236,8 @@ def ptx_terms(
     """Gamma times the pretraining loss, 0-dim, and that loss for the log. rows: (B, T) long, corpus
     tokens; denominator: see `ptx_loss`."""
     hidden = policy.hidden_states(rows)[:, :-1].flatten(0, 1)  # (B (T-1), D)
-    logprobs, _ = chunked_logprobs(hidden, policy.unembed, rows[:, 1:].flatten())
+    size = rows_at_a_time(policy.vocab_size, 4096)
+    logprobs, _ = chunked_logprobs(hidden, policy.unembed, rows[:, 1:].flatten(), chunk_size=size)
     nll = -logprobs.view(len(rows), -1)  # (B, T-1)
     everything = torch.ones_like(nll, dtype=torch.bool)
     loss = ptx_loss(nll, everything, settings.reduction, denominator)
@@ -266,10 +268,11 @@ def pretraining_gradient(
         before = [p.grad.clone() for p in parameters] if measure else []
         stats = ptx_backward(policy, rows, settings)
         if measure:
-            norm = nn.utils.get_total_norm
-            stats["grad_norm_ppo"] = float(norm(before))
-            added = [p.grad - b for p, b in zip(parameters, before, strict=True)]
-            stats["grad_norm_ptx"] = float(norm(added))
+            stats["grad_norm_ppo"] = float(nn.utils.get_total_norm(before))
+            # One difference at a time: all of them would be the model once more.
+            norm = torch.linalg.vector_norm
+            added = [norm(p.grad - b) for p, b in zip(parameters, before, strict=True)]
+            stats["grad_norm_ptx"] = float(norm(torch.stack(added)))
         return stats
 
     return add

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rlhf_course.mdp import chunked_logprobs
 from rlhf_course.padding import padded_length
+from rlhf_course.vocabulary import rows_at_a_time
 
 
 @dataclass
@@ -97,6 +98,9 @@ def action_logprobs(
     and the pads' would be most of the work and are not needed.
     """
     hidden = model.hidden_states(tokens)[:, :-1][mask]  # (N, D), N actions of all rows
-    chosen, entropy = chunked_logprobs(hidden, model.unembed, tokens[:, 1:][mask], temperature)
+    chosen, entropy = chunked_logprobs(
+        hidden, model.unembed, tokens[:, 1:][mask], temperature,
+        rows_at_a_time(model.vocab_size, 4096),
+    )  # fmt: skip
     zeros = torch.zeros(mask.shape, dtype=chosen.dtype, device=mask.device)
     return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)

@@ -25,8 +25,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rlhf_course.errors import DataError, ModelError
+from rlhf_course.vocabulary import rows_at_a_time
 
 IGNORE = -100
 """The label of a token that is read but not learned (the number that transformers uses)."""
@@ -243,15 +245,30 @@ def answer_loss(
     """`sft_loss(model(tokens, attend, positions), labels)` without the logits nobody asks for.
 
     The product with the vocabulary is the largest of a small model, and on most rows the prompt is
-    longer than the answer. tokens, labels, positions (B, T) long, attend (B, 1, T, T) bool.
+    longer than the answer. tokens, labels, positions (B, T) long, attend (B, 1, T, T) bool. Where
+    the answers have more than `vocabulary.LOGITS` logits, they exist a chunk at a time, in the
+    backward pass too, which computes them once more.
     """
+    asked = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)  # before the model: a GPU waits here
     hidden = model.hidden_states(tokens, attend, positions)  # (B, T, D)
-    asked = labels[:, 1:] != IGNORE  # (B, T-1)
-    logits = model.unembed(hidden[:, :-1][asked])  # (N, V)
+    rows, wanted = hidden[:, :-1][asked], labels[:, 1:][asked]  # (N, D), (N,)
+    size = rows_at_a_time(model.vocab_size)
+    if len(rows) <= size:
+        return _rows_loss(model, rows, wanted, denominator)
+    whole = len(rows) if denominator is None else denominator
+    parts = [
+        checkpoint(_rows_loss, model, *part, whole, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(rows.split(size), wanted.split(size), strict=True)
+    ]
+    return torch.stack(parts).sum()
+
+
+def _rows_loss(model: nn.Module, rows: Tensor, wanted: Tensor, denominator) -> Tensor:
+    """`sft_loss` of hidden states (N, D), each of which is asked for one token, (N,)."""
     # One row of N + 1 positions, so that the shift by one lands where it should.
-    logits = F.pad(logits, (0, 0, 0, 1))[None]  # (1, N + 1, V)
-    wanted = F.pad(labels[:, 1:][asked], (1, 0), value=IGNORE)[None]  # (1, N + 1)
-    return sft_loss(logits, wanted, denominator)
+    logits = F.pad(model.unembed(rows), (0, 0, 0, 1))[None]  # (1, N + 1, V)
+    labels = F.pad(wanted, (1, 0), value=IGNORE)[None]  # (1, N + 1)
+    return sft_loss(logits, labels, denominator)
 
 
 # ----------------------------------------------------------------------------------------- packing

@@ -29,7 +29,16 @@ PACKAGE = ROOT / "rlhf_course"
 FLOORS = [
     {"errors", "choices"},
     {"checkpoints", "device", "files", "progress", "sources", "adapters", "quantized"},
-    {"mdp", "sampling", "training", "world", "padding", "pretrained_model", "pretrained_tokenizer"},
+    {
+        "mdp",
+        "sampling",
+        "training",
+        "world",
+        "padding",
+        "vocabulary",
+        "pretrained_model",
+        "pretrained_tokenizer",
+    },
     {"gpt", "rollout", "moments", "runs", "data"},
     {"huggingface", "evaluation"},
     {"sequence_classifier", "recompute"},
@@ -48,7 +57,7 @@ FLOORS = [
 ]
 # One formula, three engines: what trains, writes or draws is unknown to the mathematics.
 MATHS = {"mdp", "gpt", "sampling", "rollout", "sft", "reward_model", "ppo", "ppo_ptx"}
-MATHS |= {"evaluation", "beyond_ppo", "kl_control", "moments"}
+MATHS |= {"evaluation", "beyond_ppo", "kl_control", "moments", "vocabulary"}
 SHELLS = {
     "training",
     "runs",

@@ -96,11 +96,12 @@ def _update(
     model: ZeroModel, work: list[tuple], lr: float, group: ProcessGroup, norm: str
 ) -> dict[str, float]:
     """Every micro-batch forward and backward, then one step; the diagnostics of all ranks."""
-    sums: dict[str, float] = {}
+    parts = []
     for index, job in enumerate(work):
         loss, stats = model(_weighted, *job)
         model.backward(loss, last=index == len(work) - 1)
-        add_up(sums, stats)
+        parts.append(stats)
+    sums = add_up(parts)
     largest = [name for name in sums if name.endswith("_max")]
     added = [name for name in sums if name not in largest]
     for names, op, ranks in (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from rlhf_course.errors import ConfigError
 from rlhf_course.planning.shapes import ModelShape
+from rlhf_course.vocabulary import rows_at_a_time
 
 LOGIT_ROWS = 4096
 """Rows of logits that exist at a time (`mdp.chunked_logprobs`)."""
@@ -78,7 +79,7 @@ def activation_bytes(
 
 def logit_bytes(shape: ModelShape, actions: int, training: bool) -> int:
     """Logits in fp32 at the answers' tokens, and the fp32 copy of a bf16 output head."""
-    rows = min(actions, LOGIT_ROWS)
+    rows = min(actions, rows_at_a_time(shape.vocabulary, LOGIT_ROWS))
     head = 4 * shape.vocabulary * shape.width * (2 if training else 1)  # and its gradient
     return 4 * shape.vocabulary * rows * LOGIT_COPIES[training] + head
 

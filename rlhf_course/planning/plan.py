@@ -33,6 +33,11 @@ def show_plan(config: PlanConfig, place: Callable[..., list[dict]]) -> Plan:
     settings out of range or that contradict each other; CheckpointError for an unusable model.
     """
     shape = shape_of(config.model)
+    one = {"--lora": config.lora, "--quantize": config.quantize,
+           "--dtype": config.dtype != "bfloat16"}  # fmt: skip
+    for flag, given in one.items():
+        if given:
+            raise ConfigError(f"{flag} belongs to one GPU: add --stage sft, reward-model or ppo.")
     check(config, shape)
     found = best_plan(config, shape)
     chosen = found.config
@@ -42,7 +47,7 @@ def show_plan(config: PlanConfig, place: Callable[..., list[dict]]) -> Plan:
     changes = changes_that_fit(config, shape) if found.memory.over else []
     describe(config, shape)
     show("Placement", placement_table(bundles))
-    show("Memory of a rank of each role, GiB", memory_table(found))
+    show("Memory of a rank of each role", memory_table(found))
     show("What a GPU needs at the worst moments", moments_table(found))
     tell_what_fits(found, changes)
     show("Estimated seconds of a step", speed_table(found))
@@ -131,14 +136,23 @@ def gib(count: int) -> str:
     return f"{count / GIB:.1f}" if count else ""
 
 
+def with_unit(count: int) -> str:
+    """Bytes in the unit that suits them: "37.4 GiB", "512 MiB", "0 B"."""
+    for name, size in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.{int(count < 100 * size)}f} {name}"
+    return f"{count} B"
+
+
 def memory_table(found: Plan) -> Table:
-    """Bytes of each role on each of its GPUs."""
+    """What each role takes on each of its GPUs."""
     table = Table()
     table.add_column("role")
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right")
     for role in found.memory.roles:
-        parts = [gib(getattr(role, name)) for name in COLUMNS]
+        counts = [getattr(role, name) for name in COLUMNS]
+        parts = [with_unit(count) if count else "" for count in counts]
         table.add_row(f"{role.role} × {role.ranks}", *parts)
     return table
 
@@ -148,11 +162,11 @@ def moments_table(found: Plan) -> Table:
     usable = found.memory.usable
     table = Table()
     table.add_column("moment")
-    table.add_column("GiB", justify="right")
+    table.add_column("takes", justify="right")
     table.add_column(f"of {gib(usable)} GiB")
     for name, need in found.memory.moments.items():
-        verdict = "fits" if need <= usable else f"[red]{gib(need - usable)} too much[/red]"
-        table.add_row(name, gib(need), verdict)
+        verdict = "fits" if need <= usable else f"[red]{with_unit(need - usable)} too much[/red]"
+        table.add_row(name, with_unit(need), verdict)
     return table
 
 
@@ -160,7 +174,7 @@ def tell_what_fits(found: Plan, changes: list[tuple[dict, Plan]]) -> None:
     """The verdict, and, where it is no, what to change."""
     if not found.memory.over:
         host = found.memory.host
-        beside = f", with {gib(host)} GiB of a node's own memory" if host else ""
+        beside = f", with {with_unit(host)} of a node's own memory" if host else ""
         console.print(f"[green]It fits[/green]{beside}.", soft_wrap=True)
         return
     if not changes:
@@ -169,9 +183,11 @@ def tell_what_fits(found: Plan, changes: list[tuple[dict, Plan]]) -> None:
             "smaller model.", soft_wrap=True,
         )  # fmt: skip
         return
-    console.print("[red]It does not fit.[/red] It would with (seconds of a step, GiB of a node):")
+    console.print(
+        "[red]It does not fit.[/red] It would with (seconds of a step, node's memory):"
+    )
     for changed, plan in changes:
-        needs = f"{plan.seconds:.0f} s, {gib(plan.memory.host) or 0} GiB"
+        needs = f"{plan.seconds:.0f} s, {with_unit(plan.memory.host)}"
         console.print(f"  {as_flags(changed)}   ({needs})", soft_wrap=True)
 
 
@@ -195,11 +211,11 @@ def speed_table(found: Plan) -> Table:
     table.add_column("seconds", justify="right")
     table.add_column("share", justify="right")
     for name, seconds in took.phases.items():
-        table.add_row(name, f"{seconds:.1f}", f"{seconds / took.total:.0%}")
-    table.add_row("one after the other", f"{took.total:.1f}", "")
+        table.add_row(name, f"{seconds:.3g}", f"{seconds / took.total:.0%}")
+    table.add_row("one after the other", f"{took.total:.3g}", "")
     if took.overlapped is not None:
-        table.add_row("rollouts one step off (--staleness 1)", f"{took.overlapped:.1f}", "")
-    table.add_row("episodes a second", f"{config.batch / found.seconds:.2f}", "")
+        table.add_row("rollouts one step off (--staleness 1)", f"{took.overlapped:.3g}", "")
+    table.add_row("episodes a second", f"{config.batch / found.seconds:.3g}", "")
     return table
 
 
@@ -224,7 +240,7 @@ def assumptions(found: Plan, shape: ModelShape) -> list[str]:
         f"{memory.LOGIT_ROWS} rows at a time, and the parameters that ZeRO-3 gathers, at most "
         f"{memory.LIVE_PARAMETERS:.0e} at a time; or the update's fp32 gradients, if those are "
         "more. Attention keeps no T × T matrix.",
-        f"The KV cache takes {one / 1024:.0f} KiB a token; an engine holds "
+        f"The KV cache takes {with_unit(one)} a token; an engine holds "
         f"{found.memory.concurrent} sequences of {config.prompt_length} + {config.max_new_tokens} "
         f"tokens, with --gpu-memory-utilization {utilization(found):.2f}.",
         f"Every answer has all {config.max_new_tokens} tokens; {config.batch} episodes a step, "

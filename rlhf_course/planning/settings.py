@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_course.stages.flags import Count, Folder
+from rlhf_course.stages.flags import Count, Folder, Quantize
 
 
 @dataclass
 class PlanConfig:
-    """Plan a cluster: which role goes where, what fits its GPUs, and how long a step takes."""
+    """Plan a run before it starts: what fits one GPU, or a cluster, and how long a step takes."""
 
     model: str = "7b"
-    """Llama 2's 7b, 13b or 70b, or a directory with a config.json: policy, critic and reward."""
+    """Llama 2's 7b, 13b or 70b, another public model (gpt2, qwen2.5-0.5b, …), or a directory with a
+    config.json: policy, critic and reward model."""
+    stage: Literal["cluster", "sft", "reward-model", "ppo", "all"] = "cluster"
+    """Plan ppo-ray on a cluster, or a stage on one GPU: what fits 8 to 80 GiB, by which flags."""
+    lora: Count = None
+    """On one GPU: only with an adapter of this rank [default: with and without, rank 16]."""
+    quantize: Quantize = None
+    """On one GPU: only with the base under --lora in 8 or 4 bits."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """On one GPU: precision of matrix products."""
     gpus: int = 8
     """GPUs of the cluster."""
     gpu_memory: float = 80.0

@@ -17,6 +17,7 @@ from rlhf_course.stages.settings import (
     DPOConfig,
     PPOConfig,
     PretrainConfig,
+    RewardModelConfig,
     SFTConfig,
 )
 
@@ -27,7 +28,8 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     **dict.fromkeys(
         ("checkpoint_every", "steps", "batch", "iterations", "epochs", "minibatch", "micro_batch",
          "prompts", "heldout", "context", "window", "vocab_size", "ptx_rows", "eval_every",
-         "eval_prompts", "max_new_tokens", "answers_per_prompt", "lora"), COUNT),
+         "eval_prompts", "max_new_tokens", "answers_per_prompt", "lora",
+         "generation_batch"), COUNT),
     **dict.fromkeys(
         ("warmup", "corpus_rows", "critic_warmup", "hot_answers", "weight_decay", "kl_coef",
          "kl_floor", "kl_gain", "ptx_coef", "entropy_coef", "eos_penalty", "reward_retries"),
@@ -99,7 +101,13 @@ def _pretrain(config: PretrainConfig) -> None:
         )
 
 
+def _micro_batch(config: SFTConfig | RewardModelConfig | DPOConfig) -> None:
+    if config.micro_batch and config.micro_batch > config.batch:
+        raise ConfigError(f"--micro-batch {config.micro_batch} exceeds --batch {config.batch}.")
+
+
 def _sft(config: SFTConfig) -> None:
+    _micro_batch(config)
     if config.packing and config.corpus_rows:
         raise ConfigError(
             "--packing and --corpus-rows do not go together: rows of text are mixed into batches "
@@ -175,10 +183,5 @@ def _ppo(config: PPOConfig) -> None:
         )
 
 
-def _dpo(config: DPOConfig) -> None:
-    if config.micro_batch and config.micro_batch > config.batch:
-        raise ConfigError(f"--micro-batch {config.micro_batch} exceeds --batch {config.batch}.")
-
-
 CHECKS = {PretrainConfig: _pretrain, SFTConfig: _sft, ComparisonsConfig: _comparisons,
-          PPOConfig: _ppo, DPOConfig: _dpo}  # fmt: skip
+          RewardModelConfig: _micro_batch, PPOConfig: _ppo, DPOConfig: _micro_batch}  # fmt: skip

@@ -33,6 +33,11 @@ Quantize = Annotated[
 ]
 Names = Annotated[tuple[str, ...] | None, arg(metavar="NAME…", help_behavior_hint="")]
 
+ProfileName = Annotated[
+    Literal["laptop-8gb", "colab-t4", "colab-a100", "cpu"] | None,
+    arg(metavar="{laptop-8gb,colab-t4,colab-a100,cpu}", help_behavior_hint=""),
+]
+
 
 @dataclass
 class Common:
@@ -58,6 +63,15 @@ class Common:
     """Precision of matrix products; weights are float32 always."""
     threads: Count = None
     """CPU threads [default: OMP_NUM_THREADS, else one a core, at most 8]."""
+
+
+@dataclass
+class ProfileFlag:
+    """Settings of a machine."""
+
+    profile: ProfileName = None
+    """Settings for a machine, where flags leave them open: --dtype, and with --data model, adapter,
+    batches and lengths. They are printed."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rlhf_course.beyond_ppo import policy_step
-from rlhf_course.errors import check_finite
+from rlhf_course.errors import ConfigError, check_finite
 from rlhf_course.ppo import critic_backward
 from rlhf_course.ppo_ptx import PopArt, ppo_ptx_step, pretraining_gradient
 from rlhf_course.progress import console
@@ -51,6 +51,9 @@ from rlhf_course.training import make_optimizer, set_learning_rate, torch_genera
 class PPOTrainer(PPOLoop):
     """PPO with all models in this process, on one device."""
 
+    rollout = "own"
+    """What this class does of the setting `rollout`."""
+
     def __init__(self, config: PPOConfig, device):
         self.device = device
         self.source = config.model or before(config, "sft")
@@ -72,6 +75,9 @@ class PPOTrainer(PPOLoop):
         self.reference = adapted(config, self.policy, "policy")
         self.reference = self.reference or frozen(copy.deepcopy(self.policy))
         save_activations(config, self.policy, self.critic)
+        if lora is None:
+            for scorer in filter(None, (self.reference, self.reward_model)):
+                device.lower(scorer)
         self.policy.train()
         readers = [m.backbone for m in (self.reward_model, self.critic) if m is not None]
         context = min(model.context for model in (self.policy, *readers))
@@ -91,9 +97,16 @@ class PPOTrainer(PPOLoop):
 
     def collect(self, step: int) -> Answers:
         """The policy's answers to the prompts of this step."""
+        self._free_gradients()
         generator = torch_generator(self.config.seed, "rollout", step, device=self.device.device)
         tasks = self.prompts(step)
         return collect(self.policy, tasks, self.tokenizer, self.config, generator, self.context)
+
+    def _free_gradients(self) -> None:
+        """The last update's make room for keys and values."""
+        for model in (self.policy, self.critic):
+            if model is not None:
+                model.zero_grad(set_to_none=True)
 
     def read(self, answers: Answers) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probs, the reference's, and values of the answers; see `score_actions`."""
@@ -150,9 +163,14 @@ class PPOTrainer(PPOLoop):
         return stats
 
 
-def ppo(config: PPOConfig) -> Path:
-    """Run (or finish) the stage; returns the policy's directory."""
+def ppo(config: PPOConfig, kind: type[PPOTrainer] = PPOTrainer) -> Path:
+    """Run (or finish) the stage; returns the policy's directory. kind: who samples the answers."""
     check_settings(resolve(config, "ppo"))
+    if config.rollout != kind.rollout:
+        raise ConfigError(
+            "--rollout vllm: the command line starts it (rlhf-course ppo --rollout vllm), or "
+            "rlhf_course.distributed.one_process.ppo_vllm."
+        )
     device = device_of(config)
     announce("ppo", config, device)
     total = config.critic_warmup + config.iterations
@@ -160,7 +178,7 @@ def ppo(config: PPOConfig) -> Path:
               config.overwrite, config.checkpoint_every)  # fmt: skip
     if complete(run):
         return run.model_dir
-    trainer = PPOTrainer(config, device)
+    trainer = kind(config, device)
     with run:
         for step in run.steps(trainer.state()):
             run.log(step, *trainer.iterate(step))

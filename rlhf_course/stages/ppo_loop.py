@@ -15,7 +15,7 @@ import torch
 from rlhf_course.data import read_documents
 from rlhf_course.errors import TrainingError, check_finite
 from rlhf_course.kl_control import PIKLController
-from rlhf_course.mdp import masked_mean
+from rlhf_course.mdp import last_action, masked_mean
 from rlhf_course.moments import explained_variance
 from rlhf_course.ppo import AdaptiveKLController, FixedKLController
 from rlhf_course.ppo_ptx import EMAMoments, PopArt, PTXSettings, RunningMoments
@@ -193,10 +193,13 @@ class PPOLoop:
         warm = iteration < 0
         self.set_learning_rates(lr, config.critic_warmup_lr if warm else config.critic_lr)
         sums, largest, first, updates = Counter(), 0.0, {}, 0
+        ends = last_action(rollout.mask)  # (B,)
         for epoch in range(config.epochs):
             generator = torch_generator(config.seed, "minibatches", step, epoch)
             order = torch.randperm(len(rollout), generator=generator).to(rollout.tokens.device)
             for rows in order.split(config.minibatch):
+                if config.micro_batch:  # answers of like length share a forward pass
+                    rows = rows[ends[rows].argsort(stable=True)]
                 batch = rollout.select(rows)
                 if warm:
                     stats = self.critic_step(batch)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlhf_course.errors import ConfigError
 from rlhf_course.gpt import GPTConfig
+from rlhf_course.stages.profiles import fill
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"layers": 2, "heads": 2, "width": 64},
@@ -118,7 +119,8 @@ NO_CRITIC = {"critic_lr": None, "critic_warmup": 0, "critic_warmup_lr": None}
 # Settings that came after the first runs, and what those did: named in a run's identity only where
 # they say something else, so that a folder from before is still the run that it was.
 ADDED = {"world_seed": None, "advantages": "gae", "answers_per_prompt": 1, "lora": None,
-         "lora_alpha": None, "lora_targets": None, "quantize": None}  # fmt: skip
+         "lora_alpha": None, "lora_targets": None, "quantize": None, "generation_batch": None,
+         "rollout": "own"}  # fmt: skip
 
 
 def _values(config, stage: str) -> dict:
@@ -135,6 +137,8 @@ def _values(config, stage: str) -> dict:
 
 def resolve(config, stage: str):
     """Fill the fields that are None, in place, from the preset; returns the config."""
+    if getattr(config, "profile", None) is not None:
+        fill(config, stage)
     values = _values(config, stage)
     if getattr(config, "lora", None) is not None:
         values = {**values, **{name: LORA_RATE * rate for name, rate in GENTLE[stage].items()}}
@@ -172,7 +176,7 @@ def workspace(config) -> Path:
 def identity(config) -> dict:
     """What makes the run what it is: every setting that changes its result, as plain JSON."""
     skip = {"out", "overwrite", "checkpoint_every", "reward_timeout", "reward_retries",
-            "gradient_checkpointing"}  # fmt: skip
+            "gradient_checkpointing", "profile"}  # fmt: skip
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
             if k not in skip and not (k in ADDED and v == ADDED[k])}  # fmt: skip
 

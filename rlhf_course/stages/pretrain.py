@@ -82,8 +82,8 @@ def pretrain(config: PretrainConfig) -> Path:
                                config.lr_floor)  # fmt: skip
             set_learning_rate(optimizer, lr)
             rows = corpus.rows(config.batch, config.seed, "pretrain", step).to(device.device)
+            optimizer.zero_grad(set_to_none=True)  # before the activations need the room
             loss = next_token_loss(model(rows), rows)
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             metrics = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr}

@@ -53,6 +53,8 @@ from rlhf_course.training import (
 )  # fmt: skip
 from rlhf_course.world import World
 
+PART = 128  # prompts a forward pass where nothing is learnt, and no --micro-batch is given
+
 
 @dataclass
 class Ranked:
@@ -119,13 +121,13 @@ def score_table(model: ScalarModel, part: list[Ranked]) -> tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def evaluate(model: ScalarModel, held: list[Ranked], world=None) -> dict:
+def evaluate(model: ScalarModel, held: list[Ranked], world=None, size: int = PART) -> dict:
     """Accuracy on held-out pairs (ties count half), the world's best possible, calibration."""
     if not held:
         return {}
     chosen, rejected = [], []
-    for start in range(0, len(held), 128):
-        scores, mask = score_table(model, held[start : start + 128])
+    for start in range(0, len(held), size):
+        scores, mask = score_table(model, held[start : start + size])
         better, worse = torch.triu_indices(mask.shape[1], mask.shape[1], 1)
         both = mask[:, better] & mask[:, worse]  # (prompts, pairs)
         chosen.append(scores[:, better][both])
@@ -183,15 +185,35 @@ def prepare(config: RewardModelConfig, device):
     return model, tokenizer, *ranked_answers(config, tokenizer, model.backbone.context)
 
 
-def loss_of(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) -> Tensor:
-    """K-wise (each prompt's pairs averaged first) or over single pairs."""
+def loss_of(
+    config: RewardModelConfig, model: ScalarModel, part: list[Ranked], denominator: int | None
+) -> Tensor:
+    """K-wise (each prompt's pairs averaged first) or over single pairs; denominator: how many
+    prompts with a pair, or pairs, the whole update has (None: those given here)."""
     scores, mask = score_table(model, part)
     if config.loss == "kwise":
         ranks = torch.arange(mask.shape[1], device=mask.device).expand_as(scores)  # best first
-        return kwise_loss(scores, ranks, mask)
+        return kwise_loss(scores, ranks, mask, denominator)
     better, worse = torch.triu_indices(mask.shape[1], mask.shape[1], 1)
     both = mask[:, better] & mask[:, worse]
-    return pairwise_loss(scores[:, better][both], scores[:, worse][both])
+    pairs = scores[:, better][both], scores[:, worse][both]
+    return pairwise_loss(*pairs, denominator=denominator)
+
+
+def backward(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) -> Tensor:
+    """Add the gradient of the loss over these comparisons, by `micro_batch` prompts at a time, of
+    like length; returns the loss, 0-dim."""
+    size, count = config.micro_batch or len(part), None
+    if size < len(part):
+        part = sorted(part, key=lambda r: len(r.prompt) + max(map(len, r.answers)), reverse=True)
+        pairs = [len(r.answers) * (len(r.answers) - 1) // 2 for r in part]
+        count = max(sum(map(bool, pairs)) if config.loss == "kwise" else sum(pairs), 1)
+    losses = []
+    for start in range(0, len(part), size):
+        loss = loss_of(config, model, part[start : start + size], count)
+        loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
 
 
 def as_pairs(ranked: list[Ranked], seed: int) -> list[Ranked]:
@@ -215,7 +237,8 @@ def normalize(config: RewardModelConfig, model: ScalarModel, train: list[Ranked]
                 for d in world.demonstrations()[:512]]  # fmt: skip
     elif config.normalize == "bias":
         some = [Ranked(r.prompt, r.answers[:1]) for r in some]
-    scores = [score_table(model, some[i : i + 128]) for i in range(0, len(some), 128)]
+    size = config.micro_batch or PART
+    scores = [score_table(model, some[i : i + size]) for i in range(0, len(some), size)]
     rewards = torch.cat([table[mask] for table, mask in scores])
     try:
         gain, bias = normalize_rewards(rewards, config.normalize)
@@ -252,19 +275,19 @@ def train_reward_model(config: RewardModelConfig) -> Path:
             part = [
                 train[i] for i in epoch_batch(len(train), config.batch, step, config.seed, "rm")
             ]
-            loss = loss_of(config, model, part)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            optimizer.zero_grad(set_to_none=True)  # before the activations need the room
+            loss = backward(config, model, part)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             metrics = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr}
             check_finite(metrics, f"reward_model step {step}")
             optimizer.step()
             seconds = time.perf_counter() - began
             if (step + 1) % 100 == 0 or step + 1 == steps:
-                summary = evaluate(model, held, world)
+                summary = evaluate(model, held, world, config.micro_batch or PART)
                 metrics |= summary
             run.log(step, metrics, {"seconds": seconds, "prompts_per_second": len(part) / seconds})
-        summary = summary or evaluate(model, held, world)  # resumed behind the last step
+        # Where it was resumed behind the last step, nothing has been measured yet.
+        summary = summary or evaluate(model, held, world, config.micro_batch or PART)
         normalize(config, model, train, world, tokenizer)
         write_adapter_beside(run, config, config.model or before(config, "sft"), model.save_adapter)
         conclude(run, "reward_model", lambda d: model.save_pretrained(d, tokenizer), summary)

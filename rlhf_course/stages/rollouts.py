@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_course import mdp
@@ -13,8 +14,9 @@ from rlhf_course.beyond_ppo import (
     reinforce_plus_plus_advantages,
     rloo_advantages,
 )
+from rlhf_course.device import casts_kept
 from rlhf_course.errors import TrainingError
-from rlhf_course.padding import pad_rows
+from rlhf_course.padding import pad_rows, padded_length
 from rlhf_course.ppo import whiten
 from rlhf_course.ppo_ptx import PopArt, RunningMoments
 from rlhf_course.rollout import Rollout, action_logprobs
@@ -88,10 +90,16 @@ def collect(
     Raises TrainingError when the policy's logits are NaN.
     """
     try:
-        out = generate(
-            policy, [t.tokens for t in tasks], config.max_new_tokens, tokenizer.eos_token_id,
-            config.temperature, generator=generator,
-        )  # fmt: skip
+        with torch.inference_mode(), casts_kept(policy):
+            out = generate(
+                policy,
+                [t.tokens for t in tasks],
+                config.max_new_tokens,
+                tokenizer.eos_token_id,
+                config.temperature,
+                generator=generator,
+                batch_size=getattr(config, "generation_batch", None),
+            )
     except RuntimeError as error:
         if "probability tensor" not in str(error):  # what torch.multinomial says of NaN
             raise
@@ -107,6 +115,20 @@ def in_parts(function, size: int, *tensors: Tensor) -> list[Tensor]:
     """Apply `function` to slices of `size` rows and join what it returns."""
     parts = [function(*(t[i : i + size] for t in tensors)) for i in range(0, len(tensors[0]), size)]
     return [torch.cat(columns) for columns in zip(*parts, strict=True)]
+
+
+def by_length(function, size: int, answers: Answers) -> list[Tensor]:
+    """The same for function(tokens (b, t), mask (b, t-1)) -> columns of (b, t-1), with answers of
+    like length in a part: its pads are cut off before, and filled up with 0 after."""
+    lengths, T = answers.prompt_lengths + answers.response_lengths, answers.tokens.shape[1]
+    order = lengths.argsort(descending=True, stable=True)
+    parts = []
+    for rows in order.split(size):
+        t = padded_length(int(lengths[rows[0]]), T)
+        columns = function(answers.tokens[rows, :t], answers.mask[rows, : t - 1])
+        parts.append([F.pad(column, (0, T - t)) for column in columns])
+    back = order.argsort()
+    return [torch.cat(columns)[back] for columns in zip(*parts, strict=True)]
 
 
 @torch.no_grad()
@@ -130,7 +152,11 @@ def score_actions(
         values = critic.token_scores(tokens)[:, :-1]
         return logprobs, ref_logprobs, torch.where(mask, values, 0.0)
 
-    logprobs, ref_logprobs, values = in_parts(read, size, answers.tokens, answers.mask)
+    with casts_kept(policy):
+        if config.micro_batch is None:
+            logprobs, ref_logprobs, values = in_parts(read, size, answers.tokens, answers.mask)
+        else:
+            logprobs, ref_logprobs, values = by_length(read, size, answers)
     if popart is not None:
         values = torch.where(answers.mask, popart.denormalize(values), 0.0)
     return logprobs, ref_logprobs, values

@@ -22,6 +22,7 @@ from rlhf_course.stages.flags import (
     Number,
     Optimization,
     Pooling,
+    ProfileFlag,
     Size,
     WorldName,
     YesNo,
@@ -45,7 +46,7 @@ class PretrainConfig(Optimization, Common):
 
 
 @dataclass
-class SFTConfig(ModelFlags, Optimization, Common):
+class SFTConfig(ProfileFlag, ModelFlags, Optimization, Common):
     """Supervised fine-tuning: imitate demonstrations."""
 
     model: Name = None
@@ -67,6 +68,8 @@ class SFTConfig(ModelFlags, Optimization, Common):
     """Cut dialogues that exceed the context (counted and reported) instead of refusing them."""
     eval_every: int = 50
     """Updates between two evaluations on held-out dialogues."""
+    micro_batch: Count = None
+    """Rows a forward pass; saves memory, not time [default: the whole batch]."""
 
 
 @dataclass
@@ -86,7 +89,7 @@ class ComparisonsConfig(Common):
 
 
 @dataclass
-class RewardModelConfig(ModelFlags, Optimization, Common):
+class RewardModelConfig(ProfileFlag, ModelFlags, Optimization, Common):
     """Reward model: learn which answer people prefer."""
 
     model: Name = None
@@ -101,12 +104,14 @@ class RewardModelConfig(ModelFlags, Optimization, Common):
     """Passes over the comparisons, when --steps is not given [by world]."""
     loss: Literal["kwise", "pairwise"] = "kwise"
     """All pairs of a prompt as one batch element, or pairs shuffled on their own."""
+    micro_batch: Count = None
+    """Prompts a forward pass, all answers of each; saves memory, not time [default: --batch]."""
     normalize: Normalization = None
     """Afterwards: mean 0 on demonstrations, or mean 0, deviation 1 on all answers [by world]."""
 
 
 @dataclass
-class PPOConfig(ModelFlags, Common):
+class PPOConfig(ProfileFlag, ModelFlags, Common):
     """PPO-ptx: improve the policy by the reward, near the reference, without forgetting."""
 
     checkpoint_every: int = 5
@@ -152,6 +157,10 @@ class PPOConfig(ModelFlags, Common):
     """Learning rate of the critic during its warm-up [by size]."""
     max_new_tokens: Count = None
     """Longest answer [by world; with --data 64]."""
+    generation_batch: Count = None
+    """Answers sampled at a time; fewer take less memory for keys and values [default: all]."""
+    rollout: Literal["own", "vllm"] = "own"
+    """Who samples: this package, or vLLM in the same process, given the weights after each step."""
     temperature: float = 1.0
     """Of the sampling, and of every log-probability of the policy and the reference."""
     mdp: Literal["token", "sequence"] = "token"
@@ -211,7 +220,7 @@ class PPOConfig(ModelFlags, Common):
 
 
 @dataclass
-class DPOConfig(ModelFlags, Optimization, Common):
+class DPOConfig(ProfileFlag, ModelFlags, Optimization, Common):
     """DPO: learn from comparisons directly, without a reward model and without sampling."""
 
     model: Name = None

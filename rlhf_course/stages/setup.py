@@ -22,6 +22,7 @@ from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.runs import Run, read_metrics
 from rlhf_course.stages.presets import SHAPES, model_shape, workspace
+from rlhf_course.stages.profiles import told
 from rlhf_course.training import derive_seed
 from rlhf_course.world import make_world
 
@@ -46,6 +47,8 @@ def device_of(config) -> Device:
 def announce(stage: str, config, device: Device) -> None:
     """One line saying what begins, where, and into which folder."""
     console.print(f"[bold]{stage}[/bold]  {device}  →  {config.out}", soft_wrap=True)
+    if getattr(config, "profile", None) is not None:
+        console.print(told(config, device), soft_wrap=True, markup=False)
 
 
 def new_model(size: str, tokenizer, context: int, seed: int) -> GPT:

@@ -17,7 +17,7 @@ from rlhf_course.data import Dialogue, read_dialogues, split_rows
 from rlhf_course.errors import DataError, check_finite
 from rlhf_course.evaluation import exact_match
 from rlhf_course.gpt import generate
-from rlhf_course.padding import pad_rows
+from rlhf_course.padding import pad_rows, padded_length
 from rlhf_course.pretrained_tokenizer import begins_with_bos, begun
 from rlhf_course.progress import console
 from rlhf_course.runs import Run, State
@@ -132,7 +132,7 @@ class Batches:
     def __init__(self, config: SFTConfig, data: SFTData, context: int, pad_id: int):
         self.config, self.data, self.context, self.pad_id = config, data, context, pad_id
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def __call__(self, step: int) -> Batch:
         config = self.config
         picked = epoch_batch(len(self.data.train), config.batch, step, config.seed, "sft")
         examples = [self.data.train[i] for i in picked]
@@ -152,15 +152,54 @@ class Batches:
         return tokens, labels, None, None
 
 
+Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""(tokens, labels, attend, positions), as `answer_loss` takes them."""
+
+
+def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
+    """The batch in parts of at most `size` rows (None: whole). Rows of like length share a part,
+    which ends where its longest row does: less to compute, and nothing else changes."""
+    tokens, labels, attend, positions = batch
+    if size is None or size >= len(tokens):
+        return [batch]
+    places = torch.arange(1, tokens.shape[1] + 1)
+    lengths = torch.where(labels != IGNORE, places, 1).amax(dim=1)  # behind it nothing is asked
+    parts = []
+    for rows in lengths.argsort(descending=True, stable=True).split(size):
+        T = padded_length(int(lengths[rows].max()), tokens.shape[1])
+        seen = None if attend is None else attend[rows, :, :T, :T]
+        counted = None if positions is None else positions[rows, :T]
+        parts.append((tokens[rows, :T], labels[rows, :T], seen, counted))
+    return parts
+
+
+def backward(model: nn.Module, batch: Batch, size: int | None, device: torch.device) -> Tensor:
+    """Add the gradient of the mean loss over the batch's answers; returns that mean, 0-dim."""
+    parts = micro_batches(batch, size)
+    # A single part counts for itself, as it did before there were several.
+    count = (batch[1][:, 1:] != IGNORE).sum().item() if len(parts) > 1 else None
+    losses = []
+    for part in parts:
+        there = (None if t is None else t.to(device, non_blocking=True) for t in part)
+        loss = answer_loss(model, *there, count)
+        loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, tokenizer, held: list[Example], answers: int = 64) -> dict:
-    """Loss on held-out answers, and the share of greedy answers that equal them exactly."""
+def evaluate(
+    model: nn.Module, tokenizer, held: list[Example], answers: int = 64, size: int | None = None
+) -> dict:
+    """Loss on held-out answers, and the share of greedy answers that equal them exactly. size: rows
+    a forward pass, and answers that are written at a time (None: 32, and all)."""
     if not held:
         return {}
     device = next(model.parameters()).device
     total = count = 0.0
-    for start in range(0, len(held), 32):
-        tokens, labels = (t.to(device) for t in padded(held[start : start + 32], model.context))
+    for start in range(0, len(held), size or 32):
+        part = held[start : start + (size or 32)]
+        tokens, labels = (t.to(device) for t in padded(part, model.context))
         wanted = float((labels[:, 1:] != IGNORE).sum())
         total += answer_loss(model, tokens, labels).item() * wanted
         count += wanted
@@ -170,7 +209,9 @@ def evaluate(model: nn.Module, tokenizer, held: list[Example], answers: int = 64
     wanted_ids = [tokens[start:] for (tokens, _), start in zip(some, starts, strict=True)]
     longest = max(map(len, wanted_ids))
     room = model.context - max(map(len, prompts))
-    said = generate(model, prompts, min(longest + 8, room), tokenizer.eos_token_id, temperature=0)
+    said = generate(
+        model, prompts, min(longest + 8, room), tokenizer.eos_token_id, 0, batch_size=size
+    )
     texts = [tokenizer.batch_decode(ids, skip_special_tokens=True)
              for ids in (said.responses, wanted_ids)]  # fmt: skip
     return {"eval_loss": total / count, "eval_exact_match": exact_match(*texts)}
@@ -196,29 +237,27 @@ def sft(config: SFTConfig) -> Path:
             lr = learning_rate(config.lr, step, config.steps, config.schedule, config.warmup,
                                config.lr_floor)  # fmt: skip
             set_learning_rate(optimizer, lr)
-            tokens, labels, attend, positions = (
-                None if t is None else t.to(device.device) for t in batches(step)
-            )
-            loss = answer_loss(model, tokens, labels, attend, positions)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            optimizer.zero_grad(set_to_none=True)  # before the activations need the room
+            batch = batches(step)
+            loss = backward(model, batch, config.micro_batch, device.device)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             metrics = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr}
             check_finite(metrics, f"sft step {step}")
             optimizer.step()
             seconds = time.perf_counter() - began
             if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-                metrics |= evaluate(model, tokenizer, data.held)
-            timing = {"seconds": seconds, "tokens_per_second": tokens.numel() / seconds}
+                metrics |= evaluate(model, tokenizer, data.held, size=config.micro_batch)
+            timing = {"seconds": seconds, "tokens_per_second": batch[0].numel() / seconds}
             run.log(step, metrics, timing)
-        write_adapter_beside(
-            run, config, config.model or before(config, "pretrain"),
-            lambda folder, base: model.save_adapter(folder, base, tokenizer),
-        )  # fmt: skip
+        if config.lora is not None:  # a model that is new stands beside no run of pretraining
+            write_adapter_beside(
+                run, config, config.model or before(config, "pretrain"),
+                lambda folder, base: model.save_adapter(folder, base, tokenizer),
+            )  # fmt: skip
         conclude(
             run,
             "sft",
             lambda folder: model.save_pretrained(folder, tokenizer),
-            evaluate(model, tokenizer, data.held, answers=256),
+            evaluate(model, tokenizer, data.held, 256, config.micro_batch),
         )
     return run.model_dir

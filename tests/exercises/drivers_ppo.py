@@ -31,6 +31,8 @@ def prices(namespace, kl_coef, target, horizon, floor, batches):
 class Bigrams(nn.Module):
     """A language model: the next token's logits are a row of a table, (3, 3)."""
 
+    vocab_size = VOCABULARY
+
     def __init__(self, table: torch.Tensor):
         super().__init__()
         self.table = nn.Parameter(table)
