@@ -29,7 +29,7 @@ PACKAGE = ROOT / "rlhf_course"
 FLOORS = [
     {"errors", "choices"},
     {"checkpoints", "device", "files", "progress", "sources"},
-    {"mdp", "sampling", "training", "world", "padding"},
+    {"mdp", "sampling", "training", "world", "padding", "tracking"},
     {"gpt", "rollout", "moments", "runs", "data"},
     {"huggingface", "evaluation"},
     {"sft", "reward_model"},
@@ -51,6 +51,7 @@ MATHS |= {"evaluation", "beyond_ppo", "kl_control", "moments"}
 SHELLS = {
     "training",
     "runs",
+    "tracking",
     "files",
     "progress",
     "device",

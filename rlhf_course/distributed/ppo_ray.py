@@ -46,7 +46,8 @@ def ppo_ray(config: RayPPOConfig) -> Path:
     check_cluster(config)
     kept = {k: v for k, v in identity(config).items() if k not in NOT_IDENTITY}
     total = config.critic_warmup + config.iterations
-    run = Run(config.out, kept, total, config.out.name, config.overwrite, config.checkpoint_every)
+    run = Run(config.out, kept, total, config.out.name,
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     models_of(config)

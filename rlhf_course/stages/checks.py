@@ -13,6 +13,7 @@ from rlhf_course.errors import ConfigError
 from rlhf_course.stages.settings import (
     ComparisonsConfig,
     DPOConfig,
+    EvaluateConfig,
     PPOConfig,
     PretrainConfig,
     SFTConfig,
@@ -159,5 +160,10 @@ def _dpo(config: DPOConfig) -> None:
         raise ConfigError(f"--micro-batch {config.micro_batch} exceeds --batch {config.batch}.")
 
 
+def _evaluate(config: EvaluateConfig) -> None:
+    if config.track != "tensorboard":
+        raise ConfigError(f"--track {config.track}: `evaluate` draws no curve. Leave it out.")
+
+
 CHECKS = {PretrainConfig: _pretrain, SFTConfig: _sft, ComparisonsConfig: _comparisons,
-          PPOConfig: _ppo, DPOConfig: _dpo}  # fmt: skip
+          PPOConfig: _ppo, DPOConfig: _dpo, EvaluateConfig: _evaluate}  # fmt: skip

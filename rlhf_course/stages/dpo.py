@@ -204,7 +204,7 @@ def dpo(config: DPOConfig) -> Path:
     device = device_of(config)
     announce("dpo", config, device)
     run = Run(config.out, identity(config), 0, config.out.name,
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     trainer = DPOTrainer(config, device)

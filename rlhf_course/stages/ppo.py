@@ -146,7 +146,7 @@ def ppo(config: PPOConfig) -> Path:
     announce("ppo", config, device)
     total = config.critic_warmup + config.iterations
     run = Run(config.out, identity(config), total, config.out.name,
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     trainer = PPOTrainer(config, device)

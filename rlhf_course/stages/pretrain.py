@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig) -> Path:
     device = device_of(config)
     announce("pretrain", config, device)
     run = Run(config.out, identity(config), config.steps, "pretrain",
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     model, tokenizer, corpus, validation = prepare(config, device)

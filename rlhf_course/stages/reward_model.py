@@ -226,7 +226,7 @@ def train_reward_model(config: RewardModelConfig) -> Path:
     device = device_of(config)
     announce("reward_model", config, device)
     run = Run(config.out, identity(config), 0, "reward_model",
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     model, tokenizer, train, held, world = prepare(config, device)

@@ -173,7 +173,7 @@ def sft(config: SFTConfig) -> Path:
     device = device_of(config)
     announce("sft", config, device)
     run = Run(config.out, identity(config), config.steps, "sft",
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     model, tokenizer, data = prepare(config, device)
