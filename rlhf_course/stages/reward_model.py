@@ -25,6 +25,7 @@ from rlhf_course.padding import pad_rows
 from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_dialogue, encode_prompt
+from rlhf_course.stages.cards import Recipe
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
 from rlhf_course.stages.presets import identity, resolve, workspace
@@ -258,5 +259,7 @@ def train_reward_model(config: RewardModelConfig) -> Path:
             run.log(step, metrics, {"seconds": seconds, "prompts_per_second": len(part) / seconds})
         summary = summary or evaluate(model, held, world)  # resumed behind the last step
         normalize(config, model, train, world, tokenizer)
-        conclude(run, "reward_model", lambda d: model.save_pretrained(d, tokenizer), summary)
+        rows = {"comparisons": len(train), "held out": len(held)}
+        conclude(run, Recipe("reward_model", config, str(device), rows),
+                 lambda folder: model.save_pretrained(folder, tokenizer), summary)  # fmt: skip
     return run.model_dir

@@ -31,6 +31,7 @@ from rlhf_course.sft import (
     pack,
     segment_mask,
 )
+from rlhf_course.stages.cards import Recipe
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import SHAPES, identity, resolve
@@ -202,7 +203,12 @@ def sft(config: SFTConfig) -> Path:
             run.log(step, metrics, timing)
         conclude(
             run,
-            "sft",
+            Recipe(
+                "sft",
+                config,
+                str(device),
+                {"dialogues": len(data.train), "held out": len(data.held)},
+            ),
             lambda folder: model.save_pretrained(folder, tokenizer),
             evaluate(model, tokenizer, data.held, answers=256),
         )
