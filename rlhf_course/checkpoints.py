@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from rlhf_course.errors import CheckpointError, ModelError
 
 # What a causal language model's directory may hold that is worth fetching from the hub.
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 
 
 def resolve(name_or_dir: str | os.PathLike) -> Path:

@@ -8,3 +8,4 @@ from typing import Literal
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["constant", "linear", "cosine"]
+Track = Literal["tensorboard", "wandb", "both", "none"]

@@ -4,7 +4,7 @@
       config.json        what the run was started with
       metrics.jsonl      one line a step, bitwise the same on every repetition
       timing.jsonl       seconds and tokens/s, which are not
-      tensorboard/       the same curves as TensorBoard events
+      tensorboard/       the same curves as TensorBoard events; wandb/ for Weights & Biases
       checkpoints/step-000040/{tensors.safetensors, state.json}
       model/             the result, a Hugging Face directory
       done.json          written last: the stage is complete
@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rlhf_course.choices import Track
 from rlhf_course.errors import CheckpointError, ConfigError, Interrupted
 from rlhf_course.files import (
     LEFTOVER,
@@ -42,6 +43,7 @@ from rlhf_course.files import (
     writing,
 )
 from rlhf_course.progress import Bar
+from rlhf_course.tracking import open_tracker, require_tracker, rows_of
 
 KEEP = 2  # checkpoints: the newest, and the one before it
 
@@ -123,14 +125,16 @@ class Run:
     """One stage's folder, open for training. Use as a context manager.
 
     config: what makes the run what it is; a folder that holds another configuration is refused.
+    track: where the curves go besides `metrics.jsonl`, see `tracking`.
     Nothing is written before the context is entered: a stage loads its data and its models first,
     and what is wrong with them leaves no folder behind and replaces none.
     """
 
     def __init__(self, out: str | os.PathLike, config: dict, total: int, label: str,
-                 overwrite: bool = False, checkpoint_every: int = 100):  # fmt: skip
+                 overwrite: bool = False, checkpoint_every: int = 100,
+                 track: Track = "tensorboard"):  # fmt: skip
         self.path, self.total, self.label = Path(out), total, label
-        self.overwrite, self.checkpoint_every = overwrite, checkpoint_every
+        self.overwrite, self.checkpoint_every, self.track = overwrite, checkpoint_every, track
         self.config = json.loads(json.dumps(config))  # tuples become lists, as when read again
         self._stop = self._begun = False
         require_writable(self.path)
@@ -141,6 +145,8 @@ class Run:
             raise ConfigError(
                 f"{self.path}: not empty, and not a run folder. Choose another --out."
             )
+        if not self.finished:
+            require_tracker(track)
 
     def _same_config(self) -> None:
         before, now = read_json(self.path / "config.json"), self.config
@@ -210,7 +216,7 @@ class Run:
             raise Interrupted(f"{self.label}: complete, in {self.path}; stopped behind it.")
 
     def _close_logs(self) -> None:
-        for handle in ("_metrics", "_timing", "_events"):
+        for handle in ("_metrics", "_timing", "_tracker"):
             if hasattr(self, handle):
                 with contextlib.suppress(OSError):  # `log` has said so already
                     getattr(self, handle).close()
@@ -248,8 +254,7 @@ class Run:
             if timing:
                 self._timing.write(json.dumps({"step": step, **timing}) + "\n")
                 self._timing.flush()
-            for key, value in {**metrics, **(timing or {})}.items():
-                self._events.add_scalar(key, value, step)
+            self._tracker.log(step, {**metrics, **(timing or {})})
         self.bar.show(metrics)
 
     def finish(self, export: Callable[[Path], None] | None = None, summary: dict | None = None):
@@ -276,7 +281,7 @@ class Run:
             "timing_bytes": self._timing.tell(),
         }
         with replacing(self.path / "checkpoints" / f"step-{step:06d}") as part:
-            self._events.flush()
+            self._tracker.flush()
             part.mkdir()
             state.save(part)
             (part / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
@@ -302,12 +307,12 @@ class Run:
             setattr(self, handle, _open_at(self.path / name, offset))
 
     def _open_logs(self, step: int, offsets: dict[str, int]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._close_logs()
-        self._metrics = _open_at(self.path / "metrics.jsonl", offsets["metrics_bytes"])
+        metrics = self.path / "metrics.jsonl"
+        logged = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        self._metrics = _open_at(metrics, offsets["metrics_bytes"])
         self._timing = _open_at(self.path / "timing.jsonl", offsets["timing_bytes"])
-        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        self._tracker = open_tracker(self.track, self.path, step, self.config, logged)
 
 
 def _open_at(path: Path, offset: int):
@@ -328,13 +333,9 @@ def _open_at(path: Path, offset: int):
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """The rows of a run folder's `metrics.jsonl`."""
-    return _read_rows(Path(path) / "metrics.jsonl")
+    return rows_of(Path(path) / "metrics.jsonl")
 
 
 def read_timing(path: str | os.PathLike) -> list[dict]:
     """The rows of a run folder's `timing.jsonl`."""
-    return _read_rows(Path(path) / "timing.jsonl")
-
-
-def _read_rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return rows_of(Path(path) / "timing.jsonl")

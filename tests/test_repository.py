@@ -35,6 +35,7 @@ FLOORS = [
         "training",
         "world",
         "padding",
+        "tracking",
         "vocabulary",
         "pretrained_model",
         "pretrained_tokenizer",
@@ -61,6 +62,7 @@ MATHS |= {"evaluation", "beyond_ppo", "kl_control", "moments", "vocabulary"}
 SHELLS = {
     "training",
     "runs",
+    "tracking",
     "files",
     "progress",
     "device",

@@ -508,14 +508,14 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(whole, tmp_path, monk
     assert_same_run(out, train(out), *whole)
 
 
-@pytest.mark.parametrize("handle", ["_metrics", "_timing", "_events"])
+@pytest.mark.parametrize("handle", ["_metrics", "_timing", "_tracker"])
 def test_a_full_disk_while_logging(whole, tmp_path, monkeypatch, handle):
     out, log = tmp_path / "run", Run.log
 
     class Full:
         """A file on a disk that has just filled up."""
 
-        write = flush = close = add_scalar = raising(FULL)
+        write = flush = close = log = raising(FULL)
 
     def log_on_full_disk(self, step, *rest):
         if step == 4:

@@ -23,6 +23,7 @@ from rlhf_course.errors import ConfigError
 from rlhf_course.planning.doctor import distributed_missing
 from rlhf_course.progress import console
 from rlhf_course.runs import Run
+from rlhf_course.stages.cards import Recipe
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.presets import identity, resolve, workspace
 from rlhf_course.stages.setup import complete, conclude
@@ -46,7 +47,8 @@ def ppo_ray(config: RayPPOConfig) -> Path:
     check_cluster(config)
     kept = {k: v for k, v in identity(config).items() if k not in NOT_IDENTITY}
     total = config.critic_warmup + config.iterations
-    run = Run(config.out, kept, total, config.out.name, config.overwrite, config.checkpoint_every)
+    run = Run(config.out, kept, total, config.out.name,
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     models_of(config)
@@ -67,7 +69,9 @@ def _finish(run: Run, trainer: RayTrainer) -> None:
     if trainer.prompts.held:
         summary["held_out_reward_after"] = trainer.held_out_reward()
     kl_target = config.kl_target if config.kl_coef else None
-    conclude(run, "ppo", trainer.export, summary, kl_target)
+    where = f"{trainer.cluster.gpus} GPUs" if trainer.cluster.gpus else "CPU"
+    recipe = Recipe("ppo", config, f"a Ray cluster, {where}", trainer.prompts.rows())
+    conclude(run, recipe, trainer.export, summary, kl_target)
 
 
 def _train(run: Run, trainer: RayTrainer | None, cluster: Cluster) -> None:

@@ -15,6 +15,7 @@ from rlhf_course.stages.presets import SHAPES
 from rlhf_course.stages.settings import (
     ComparisonsConfig,
     DPOConfig,
+    EvaluateConfig,
     PPOConfig,
     PretrainConfig,
     RewardModelConfig,
@@ -183,5 +184,11 @@ def _ppo(config: PPOConfig) -> None:
         )
 
 
+def _evaluate(config: EvaluateConfig) -> None:
+    if config.track != "tensorboard":
+        raise ConfigError(f"--track {config.track}: `evaluate` draws no curve. Leave it out.")
+
+
 CHECKS = {PretrainConfig: _pretrain, SFTConfig: _sft, ComparisonsConfig: _comparisons,
-          RewardModelConfig: _micro_batch, PPOConfig: _ppo, DPOConfig: _micro_batch}  # fmt: skip
+          RewardModelConfig: _micro_batch, PPOConfig: _ppo, DPOConfig: _micro_batch,
+          EvaluateConfig: _evaluate}  # fmt: skip

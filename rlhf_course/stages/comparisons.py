@@ -89,7 +89,8 @@ def comparisons(config: ComparisonsConfig) -> Path:
         )
         for chunk in range(-(-total // CHUNK))
     ]
-    run = Run(config.out, identity(config), len(parts), "comparisons", config.overwrite, 1)
+    run = Run(config.out, identity(config), len(parts), "comparisons",
+              config.overwrite, 1, config.track)  # fmt: skip
     if complete(run):
         return run.path
     model, tokenizer = load_policy(config.model or before(config, "sft"), device)

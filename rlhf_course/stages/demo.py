@@ -66,6 +66,7 @@ def stages_of(config: DemoConfig, folder: Path) -> dict[str, tuple]:
     shared = {
         "world": config.world, "size": config.size, "seed": config.seed, "device": config.device,
         "dtype": config.dtype, "threads": config.threads, "overwrite": config.overwrite,
+        "track": config.track,
     }  # fmt: skip
 
     def make(kind, name: str, **changes):

@@ -27,6 +27,7 @@ from rlhf_course.mdp import action_mask, masked_sum
 from rlhf_course.padding import pad_rows
 from rlhf_course.rollout import action_logprobs
 from rlhf_course.runs import Run, State
+from rlhf_course.stages.cards import Recipe
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.evaluate import kl_to
 from rlhf_course.stages.lora import (
@@ -214,7 +215,7 @@ def dpo(config: DPOConfig) -> Path:
     device = device_of(config)
     announce("dpo", config, device)
     run = Run(config.out, identity(config), 0, config.out.name,
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     trainer = DPOTrainer(config, device)
@@ -235,7 +236,12 @@ def dpo(config: DPOConfig) -> Path:
         )  # fmt: skip
         conclude(
             run,
-            "dpo",
+            Recipe(
+                "dpo",
+                config,
+                str(device),
+                {"pairs": len(trainer.pairs), "held-out prompts": len(trainer.held)},
+            ),
             lambda folder: trainer.policy.save_pretrained(folder, trainer.tokenizer),
             summary or trainer.measure(),  # measured here where it was resumed behind the last step
         )

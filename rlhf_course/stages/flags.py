@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from rlhf_course.choices import DeviceName, DtypeName, Schedule
+from rlhf_course.choices import DeviceName, DtypeName, Schedule, Track
 
 Size = Literal["tiny", "small", "gpt2"]
 WorldName = Literal["town", "reviews"]
@@ -57,6 +57,8 @@ class Common:
     """Replace a run folder that holds another run."""
     checkpoint_every: int = 50
     """Steps between two checkpoints."""
+    track: Track = "tensorboard"
+    """Where the curves go besides metrics.jsonl: TensorBoard, Weights & Biases, both or neither."""
     device: DeviceName = "auto"
     """Where to run: CUDA if there is one, else Apple's MPS, else the CPU."""
     dtype: DtypeName = "auto"

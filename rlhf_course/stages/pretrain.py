@@ -17,6 +17,7 @@ from rlhf_course.evaluation import corpus_perplexity
 from rlhf_course.gpt import next_token_loss
 from rlhf_course.pretrained_tokenizer import begun
 from rlhf_course.runs import Run, State
+from rlhf_course.stages.cards import Recipe
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import SHAPES, identity, resolve
@@ -70,7 +71,7 @@ def pretrain(config: PretrainConfig) -> Path:
     device = device_of(config)
     announce("pretrain", config, device)
     run = Run(config.out, identity(config), config.steps, "pretrain",
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     model, tokenizer, corpus, validation = prepare(config, device)
@@ -96,7 +97,7 @@ def pretrain(config: PretrainConfig) -> Path:
             run.log(step, metrics, timing)
         conclude(
             run,
-            "pretrain",
+            Recipe("pretrain", config, str(device), {"tokens": len(corpus.stream)}),
             lambda folder: model.save_pretrained(folder, tokenizer),
             {"validation_perplexity": perplexity_of(model, validation)},
         )

@@ -61,6 +61,12 @@ class Prompts:
             )
         return tasks
 
+    def rows(self) -> dict[str, int]:
+        """How many prompts the data set gave; a world makes new ones for every iteration."""
+        if self.world is not None:
+            return {"answers": self.config.iterations * self.config.batch}
+        return {"prompts": len(self.pool), "held out": len(self.held)}
+
     def __call__(self, iteration: int) -> list[Task]:
         config = self.config
         count = config.batch // config.answers_per_prompt

@@ -25,6 +25,7 @@ from rlhf_course.padding import pad_rows
 from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_dialogue, encode_prompt
+from rlhf_course.stages.cards import Recipe
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
 from rlhf_course.stages.lora import (
@@ -257,7 +258,7 @@ def train_reward_model(config: RewardModelConfig) -> Path:
     device = device_of(config)
     announce("reward_model", config, device)
     run = Run(config.out, identity(config), 0, "reward_model",
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     model, tokenizer, train, held, world = prepare(config, device)
@@ -290,5 +291,7 @@ def train_reward_model(config: RewardModelConfig) -> Path:
         summary = summary or evaluate(model, held, world, config.micro_batch or PART)
         normalize(config, model, train, world, tokenizer)
         write_adapter_beside(run, config, config.model or before(config, "sft"), model.save_adapter)
-        conclude(run, "reward_model", lambda d: model.save_pretrained(d, tokenizer), summary)
+        rows = {"comparisons": len(train), "held out": len(held)}
+        conclude(run, Recipe("reward_model", config, str(device), rows),
+                 lambda folder: model.save_pretrained(folder, tokenizer), summary)  # fmt: skip
     return run.model_dir

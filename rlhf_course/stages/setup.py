@@ -20,7 +20,8 @@ from rlhf_course.pretrained_model import PLAIN, WeightFormat
 from rlhf_course.pretrained_tokenizer import tokens_written
 from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
-from rlhf_course.runs import Run, read_metrics
+from rlhf_course.runs import Run, read_metrics, read_timing
+from rlhf_course.stages.cards import Recipe, write_card
 from rlhf_course.stages.presets import SHAPES, model_shape, workspace
 from rlhf_course.stages.profiles import told
 from rlhf_course.training import derive_seed
@@ -140,12 +141,18 @@ def complete(run: Run) -> bool:
 
 
 def conclude(
-    run: Run, stage: str, export: Callable[[Path], None], summary: dict, kl_target=None
+    run: Run, recipe: Recipe, export: Callable[[Path], None], summary: dict, kl_target=None
 ) -> None:
-    """Draw the stage's curves, write its model, and mark the run as done."""
+    """Draw the stage's curves, write its model with a card, and mark the run as done."""
     from rlhf_course.plots import stage_curves
 
-    figure = stage_curves(stage, read_metrics(run.path), kl_target)
+    stage, metrics = recipe.stage, read_metrics(run.path)
+
+    def export_with_card(folder: Path) -> None:
+        export(folder)
+        write_card(recipe, folder, metrics, read_timing(run.path), summary)
+
+    figure = stage_curves(stage, metrics, kl_target)
     with replacing(run.path / "plots" / f"{stage}.png") as part:
         figure.savefig(part, format="png", dpi=110)
-    run.finish(export, summary)
+    run.finish(export_with_card, summary)

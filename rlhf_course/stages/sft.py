@@ -32,6 +32,7 @@ from rlhf_course.sft import (
     pack,
     segment_mask,
 )
+from rlhf_course.stages.cards import Recipe
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.lora import (
@@ -223,7 +224,7 @@ def sft(config: SFTConfig) -> Path:
     device = device_of(config)
     announce("sft", config, device)
     run = Run(config.out, identity(config), config.steps, "sft",
-              config.overwrite, config.checkpoint_every)  # fmt: skip
+              config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
     model, tokenizer, data = prepare(config, device)
@@ -256,7 +257,12 @@ def sft(config: SFTConfig) -> Path:
             )  # fmt: skip
         conclude(
             run,
-            "sft",
+            Recipe(
+                "sft",
+                config,
+                str(device),
+                {"dialogues": len(data.train), "held out": len(data.held)},
+            ),
             lambda folder: model.save_pretrained(folder, tokenizer),
             evaluate(model, tokenizer, data.held, 256, config.micro_batch),
         )
