@@ -171,9 +171,10 @@ def is_quantized(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _dequantized(module: nn.Module) -> Tensor:
-    from peft.utils.integrations import dequantize_module_weight
+    from peft.utils.integrations import dequantize_bnb_weight
 
-    return dequantize_module_weight(module)
+    # Not peft's dequantize_module_weight: on a CPU it leaves an 8-bit layer without its scales.
+    return dequantize_bnb_weight(module.weight, state=getattr(module, "state", None))
 
 
 # ------------------------------------------------------------------------------ peft's directories

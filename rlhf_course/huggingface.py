@@ -212,7 +212,7 @@ class Unadapted(nn.Module):
 
 def load_causal_lm(directory: Path, name: str, how: WeightFormat = PLAIN) -> GPT | HuggingFaceLM:
     """A local model directory: a GPT-2 becomes our own GPT, anything else is wrapped. An adapter's
-    (peft) is added to the weights of its base model; of a model that sees, the text's part is taken.
+    (peft) is added to the weights of its base model; of one that sees, the text's part is taken.
 
     Raises ModelError (not found), CheckpointError (damaged, or another architecture).
     """
@@ -220,7 +220,11 @@ def load_causal_lm(directory: Path, name: str, how: WeightFormat = PLAIN) -> GPT
         return _merged(directory, name, how)
     config = checkpoints.read_config(directory)
     architectures = config.get("architectures") or []
-    known = ("LMHeadModel", "ForCausalLM", *["ForConditionalGeneration"] * ("text_config" in config))
+    known = (
+        "LMHeadModel",
+        "ForCausalLM",
+        *["ForConditionalGeneration"] * ("text_config" in config),
+    )
     if architectures and not any(a.endswith(known) for a in architectures):
         raise CheckpointError(
             f"{name}: holds a {architectures[0]}, not a causal language model. "

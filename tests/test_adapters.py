@@ -32,7 +32,8 @@ CPU = Device(torch.device("cpu"), None, 1)
 TOKENS = torch.randint(6, 60, (3, 14), generator=torch.Generator().manual_seed(1))
 PPO = ["ppo", "--iterations", "3", "--critic-warmup", "1", "--batch", "4", "--minibatch", "2",
        "--max-new-tokens", "5", "--kl-horizon", "20", "--validation", "0",
-       "--checkpoint-every", "1", "--threads", "1", "--device", "cpu", "--dtype", "float32"]  # fmt: skip
+       "--checkpoint-every", "1", "--threads", "1", "--device", "cpu",
+       "--dtype", "float32"]  # fmt: skip
 LORA_PPO = [*PPO, "--lora", "4"]
 
 
@@ -367,3 +368,23 @@ def test_a_frozen_base_is_held_in_bf16_only_where_a_gpu_multiplies_so():
     slow = Device(torch.device("cuda"), None, 1)
     for device in (slow, CPU, Device(torch.device("cpu"), torch.bfloat16, 1)):
         assert weights_of(SFTConfig(lora=4), device).dtype is torch.float32
+
+
+def test_a_large_model_in_a_directory_is_trained_as_gently_as_the_hubs(tmp_path):
+    folder = tmp_path / "sft" / "model"
+    folder.mkdir(parents=True)
+    weights = folder / "model.safetensors"
+    rates = {}
+    for size in (1_000_000, 250_000_000):
+        with weights.open("wb") as file:
+            file.truncate(size)  # a hole: nothing is written
+        named = resolve(RewardModelConfig(data="d.jsonl", model=str(folder)), "reward_model")
+        out = tmp_path / "reward_model"
+        beside = resolve(RewardModelConfig(data="d.jsonl", out=out), "reward_model")
+        assert named.lr == beside.lr
+        rates[size] = named.lr
+    assert list(rates.values()) == [5e-4, 2e-5]
+    assert resolve(SFTConfig(data="d.jsonl", out=tmp_path / "sft"), "sft").lr == 2e-3
+    weights.unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    assert resolve(SFTConfig(data="d.jsonl", model=str(folder)), "sft").lr == 5e-5

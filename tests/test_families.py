@@ -189,6 +189,17 @@ def test_both_models_answer_in_chat(trained, name):
     assert [a.speaker for a in answers] == ["ppo", "sft"]
 
 
+@pytest.mark.parametrize(("name", "lora"), [("llama3", True), ("gemma3", False)])
+def test_a_world_evaluates_it(trained, name, lora, tmp_path):
+    folder = trained(name, lora)
+    command = ["evaluate", "--size", "tiny", "--model", folder / "ppo" / "model", "--baseline",
+               folder / "sft" / "model", "--out", tmp_path, "--threads", "1"]  # fmt: skip
+    assert cli.main([str(word) for word in command]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())["policy"]
+    assert sum(figures["shares"]["known"].values()) == pytest.approx(1)
+    assert figures["perplexity"] > 50 and figures["kl"] > 0
+
+
 # ------------------------------------------------------------------------------------------ peft
 
 

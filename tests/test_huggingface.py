@@ -10,11 +10,13 @@ from rlhf_course.errors import CheckpointError, ModelError
 from rlhf_course.gpt import GPT, next_token_loss
 from rlhf_course.huggingface import (
     HuggingFaceLM,
+    _checked,
     load_causal_lm,
     load_language_model,
     load_tokenizer,
 )
 from rlhf_course.reward_model import ScalarModel
+from rlhf_course.sampling import generate
 
 
 def close(actual, expected, tol):
@@ -26,18 +28,26 @@ def tokens_of(rows, length, seed=0):
     return torch.randint(VOCABULARY, (rows, length), generator=generator)
 
 
+SHAPE = {
+    "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "hidden_size": WIDTH,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+
+
 def of_transformers(name, **settings):
     """A tiny random `{name}ForCausalLM` with visible weights."""
     import transformers
 
-    shape = {
-        "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "hidden_size": WIDTH,
-        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
-    }  # fmt: skip
-    config = getattr(transformers, f"{name}Config")(**{**shape, **settings})
+    return made_from(getattr(transformers, f"{name}Config")(**{**SHAPE, **settings}))
+
+
+def made_from(config):
+    """The causal language model of a configuration."""
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(3)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))
     return model
@@ -139,18 +149,61 @@ def test_more_than_the_context_is_refused_and_the_whole_context_is_not():
         model(tokens_of(1, 1), cache=cache)
 
 
-@pytest.mark.parametrize("name", ["Mistral", "Gemma2"])
-def test_a_mask_may_not_lift_a_sliding_window(name):
-    settings = SOFT_CAP if name == "Gemma2" else {}
-    theirs = of_transformers(name, sliding_window=6, **settings)
-    model, tokens = HuggingFaceLM(theirs), tokens_of(2, 12)
-    causal = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
+def windowed(name):
+    """A model whose layers, or some of them, look back at 6 tokens at most."""
+    more = {
+        "Mistral": {},
+        "Gemma2": SOFT_CAP,  # every second layer
+        "Gemma3": {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        "Qwen2": {"use_sliding_window": True, "max_window_layers": 1},
+    }[name]
+    if name == "Gemma3":
+        import transformers
+
+        config = transformers.Gemma3TextConfig(**{**SHAPE, **more, "sliding_window": 6})
+        return made_from(config)
+    return of_transformers(name, sliding_window=6, **more)
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Gemma2", "Gemma3", "Qwen2"])
+def test_under_a_mask_of_ours_a_sliding_window_stays_one(name):
+    theirs = windowed(name)
+    model, tokens = HuggingFaceLM(theirs), tokens_of(2, 14)
+    causal = torch.ones(1, 1, 14, 14, dtype=torch.bool).tril()
     with torch.no_grad():
         expected = theirs(tokens).logits
         close(model(tokens), expected, 1e-5)
-        close(model(tokens[:, :6], causal[..., :6, :6]), expected[:, :6], 1e-5)
-    with pytest.raises(ModelError, match="sliding window of 6"):
-        model(tokens, causal)
+        close(model(tokens, causal), expected, 1e-5)
+        # Packed: two sequences in a row, each as if alone.
+        segments = torch.tensor([0] * 5 + [1] * 9)
+        apart = (segments[:, None] == segments).tril()[None, None]
+        positions = torch.cat([torch.arange(5), torch.arange(9)])[None]
+        close(model(tokens, apart, positions)[:, 5:], theirs(tokens[:, 5:]).logits, 1e-5)
+        full = HuggingFaceLM(theirs)
+        full.window = CONTEXT  # what a mask without the window would do
+        assert (full(tokens, causal) - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Gemma2", "Gemma3", "Qwen2"])
+def test_ragged_prompts_are_answered_beyond_the_window_as_each_alone(name):
+    model = HuggingFaceLM(windowed(name))
+    prompts = [tokens_of(1, n, seed=n)[0].tolist() for n in (3, 11, 8)]
+    together = generate(model, prompts, 9, -1, temperature=0)
+    alone = [generate(model, [prompt], 9, -1, temperature=0) for prompt in prompts]
+    assert together.responses == [one.responses[0] for one in alone]
+    for prompt, response in zip(prompts, together.responses, strict=True):
+        with torch.no_grad():
+            whole = model.model(torch.tensor([prompt + response])).logits[0]
+        assert whole[len(prompt) - 1 : -1].argmax(-1).tolist() == response
+
+
+def test_layers_of_an_unknown_kind_are_refused(tmp_path):
+    folder = tmp_path / "model"
+    of_transformers("Qwen2").save_pretrained(folder)
+    model = load_causal_lm(folder, "here")
+    model.attention_kinds = {"full_attention", "linear_attention"}
+    with pytest.raises(ModelError, match="layers of the kind linear_attention"):
+        _checked(model, "here")
 
 
 # ------------------------------------------------------------------------------------- dropout
@@ -186,6 +239,49 @@ def test_what_is_saved_opens_again_here_and_in_transformers(kind, tmp_path):
         close(plain(tokens).logits, expected, 1e-5)
     head, embedding = again.model.lm_head.weight, again.model.get_input_embeddings().weight
     assert (head is embedding) == (kind == "qwen2")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_shards_are_put_together(kind, tmp_path):
+    model, tokens = tiny(kind).eval(), tokens_of(2, 12)
+    model.model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert torch.equal(load_causal_lm(tmp_path, "here")(tokens), model(tokens))
+
+
+def test_the_language_model_of_one_that_sees_is_taken(tmp_path):
+    from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {**SHAPE, "head_dim": 16, "sliding_window": 6}
+    sight = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+    torch.manual_seed(0)
+    theirs = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=sight, mm_tokens_per_image=4)
+    ).eval()
+    for parameter in theirs.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "sees")
+    model, tokens = load_causal_lm(tmp_path / "sees", "here"), tokens_of(2, 12)
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in theirs.parameters())
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        close(model(tokens), expected, 1e-5)
+        model.save_pretrained(tmp_path / "reads")
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "reads")
+        assert type(plain).__name__ == "Gemma3ForCausalLM"
+        close(plain(tokens).logits, expected, 1e-5)
+
+
+def test_settings_of_generation_that_contradict_themselves_do_not_hinder_saving(tmp_path):
+    model = tiny("llama")
+    model.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [5, 6], "do_sample": False, "temperature": 0.6}))
+    again = load_causal_lm(tmp_path / "base", "here")
+    again.save_pretrained(tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [5, 6] and "temperature" not in saved
 
 
 def test_half_precision_becomes_float32(tmp_path):
@@ -280,6 +376,8 @@ def test_a_tokenizer_without_an_end(tokenizer, tmp_path):
     config = json.loads(file.read_text())
     config.pop("eos_token")
     file.write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path).eos_token == tokenizer.eos_token  # the chat template's
+    (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no EOS token"):
         load_tokenizer(tmp_path)
 

@@ -12,7 +12,7 @@ import torch
 
 from rlhf_course.pretrained_model import without_dropout
 
-WIDTH, HEADS, CONTEXT = 64, 2, 96
+WIDTH, HEADS, CONTEXT = 64, 2, 192
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

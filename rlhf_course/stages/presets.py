@@ -123,14 +123,30 @@ ADDED = {"world_seed": None, "advantages": "gae", "answers_per_prompt": 1, "lora
          "rollout": "own"}  # fmt: skip
 
 
+# Bytes of weights from which a directory holds a model that others have trained: GPT-2's 124 M
+# parameters take 250 MB in bf16, a model of size small 4 MB.
+LARGE = 100_000_000
+
+
+def _starts_large(config, stage: str) -> bool:
+    """Whether the stage starts from a model that is easily hurt: a hub's, an adapter's, or one in
+    a directory, named or of the run beside this one, that is large."""
+    model = getattr(config, "model", None)
+    if model in SHAPES or (model is None and stage in ("pretrain", "sft")):
+        return False
+    folder = workspace(config) / "sft" / "model" if model is None else Path(model)
+    if not folder.is_dir():
+        return model is not None
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return weights >= LARGE or (folder / "adapter_config.json").exists()
+
+
 def _values(config, stage: str) -> dict:
     """What a field left unset becomes."""
-    data, model = getattr(config, "data", None), getattr(config, "model", None)
-    if not data:
+    if not getattr(config, "data", None):
         return PRESETS[config.world, config.size][stage]
     values = dict(DATA_DEFAULTS[stage])
-    # A hub name is a model that others have trained; a directory may be a small one of one's own.
-    if config.size == "gpt2" or (model and model not in SHAPES and not Path(model).is_dir()):
+    if config.size == "gpt2" or _starts_large(config, stage):
         values |= GENTLE[stage]
     return values
 
