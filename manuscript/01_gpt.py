@@ -622,8 +622,8 @@ for name, run in broken.items():
 #
 # ```bash
 # rlhf-course pretrain --size gpt2                                   # the town, a larger one
-# rlhf-course pretrain --data stanfordnlp/imdb --model gpt2 --batch 32 --window 512 --out runs/imdb/pretrain
-# rlhf-course pretrain --data my_text.jsonl --model Qwen/Qwen2.5-0.5B --batch 8 --window 512 --out runs/mine/pretrain
+# rlhf-course pretrain --data stanfordnlp/imdb --model gpt2 --batch 32 --window 512 --steps 430 --lr 5e-5 --out runs/imdb/pretrain
+# rlhf-course pretrain --data my_text.jsonl --model Qwen/Qwen2.5-0.5B --batch 8 --window 512 --lr 1e-5 --out runs/mine/pretrain
 # ```
 #
 # | | expect | |

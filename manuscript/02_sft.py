@@ -504,25 +504,26 @@ for name, run in both.items():
 # ## Scale it up
 #
 # ```bash
-# rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --model gpt2 --profile colab-a100 --out runs/hh-gpt2/sft
-# rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --model Qwen/Qwen2.5-0.5B --profile colab-a100 --out runs/hh/sft
-# rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --rows 20000 --model Qwen/Qwen2.5-0.5B \
-#     --lora 16 --gradient-checkpointing --profile colab-t4 --out runs/hh-t4/sft      # a T4, or 8 GB
-# rlhf-course sft --data dialogues.jsonl --model gpt2 --out runs/mine/sft             # your own data
+# rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --model gpt2 --profile colab-a100 --steps 4000 --lr 5e-5 --out runs/hh-gpt2/sft
+# rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --model Qwen/Qwen2.5-0.5B --profile colab-a100 --steps 4000 --lr 1e-5 --out runs/hh/sft
+# rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --rows 20000 --model Qwen/Qwen2.5-0.5B --steps 500 --lr 1e-4 \
+#     --lora 16 --gradient-checkpointing --profile colab-t4 --out runs/hh-t4/sft           # a T4, or 8 GB
+# rlhf-course sft --data dialogues.jsonl --model gpt2 --lr 5e-5 --out runs/mine/sft        # your own data
 # ```
 #
 # From `Anthropic/hh-rlhf` this learns the preferred transcript's last answer. Rows may have `messages`,
 # `prompt`/`response` and other usual names, and the known sets are recognised (`--recipe` names one:
 # `tldr`, `imdb`, `ultrafeedback`, `sql-create-context`). With `--data`, packing is on. GPT-2 brings no
-# chat template; it gets one in plain words (`rlhf_course.sft.PLAIN_TEMPLATE`).
+# chat template; it gets one in plain words (`rlhf_course.sft.PLAIN_TEMPLATE`). The learning rates set by
+# default are those of new models; one that has been pretrained wants a hundredth, an adapter a tenth.
 #
 # | | expect | |
 # |---|---|---|
 # | this chapter, two CPU cores | 45 s | *measured* 2026-11-23, two quiet Xeon cores |
 # | GPT-2's shape, random weights, an update of 2,000 tokens, on CPUs | 25 to 47 s | *measured* 2026-11-23, two Xeon cores that six processes shared |
-# | GPT-2 124 M, hh-rlhf once (160,800 dialogues of 200 tokens), A100 40 GB | 4 minutes, 5 GB | *estimated*: $32\cdot10^6$ tokens at 126,000/s |
-# | Qwen2.5-0.5B, the same | 17 minutes, 16 GB with 8 rows of 512 tokens | *estimated*: at 31,700/s; 16 bytes a parameter, activations, logits |
-# | Qwen2.5-0.5B, LoRA, 20,000 dialogues, T4 | 50 minutes, 4 GB | *estimated*: $4\cdot10^6$ tokens at 1,370/s |
+# | GPT-2 124 M, hh-rlhf once (4,000 updates of 32 dialogues of 200 tokens), A100 40 GB | 4 minutes, 7 GB | *estimated*: $26\cdot10^6$ tokens at 126,000/s |
+# | Qwen2.5-0.5B, the same | 14 minutes, 22 GB | *estimated*: at 31,700/s; 16 bytes a parameter are 8 GB, activations and logits of 16 rows of 512 tokens the rest |
+# | Qwen2.5-0.5B, LoRA, 500 updates, T4 | 40 minutes, 4 GB | *estimated*: $3.2\cdot10^6$ tokens at 1,370/s; 8 rows of 512 tokens at a time |
 # | first loss of a pretrained model on fluent English answers | 2.5 to 3.5 nats | *estimated* |
 # | loss after one to three passes | 1.5 to 2.5 nats, by kind of data | *estimated* |
 # | padding saved by packing, dialogues of very unequal length | half of the tokens and more | *estimated* |

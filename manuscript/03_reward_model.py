@@ -640,7 +640,7 @@ print(f"the sum's accuracy on held-out comparisons: {accuracy:.1%}")
 #
 # ```bash
 # rlhf-course reward-model --data Anthropic/hh-rlhf --too-long drop --profile colab-a100 --lr 1e-5 --out runs/hh/reward_model
-# rlhf-course reward-model --data Anthropic/hh-rlhf --too-long drop --rows 20000 --model Qwen/Qwen2.5-0.5B \
+# rlhf-course reward-model --data Anthropic/hh-rlhf --too-long drop --rows 20000 --model Qwen/Qwen2.5-0.5B --lr 1e-4 \
 #     --lora 16 --gradient-checkpointing --profile colab-t4 --out runs/hh-t4/reward_model
 # rlhf-course reward-model --data openai/summarize_from_feedback --recipe summarize-from-feedback \
 #     --too-long drop --model gpt2 --lr 1e-5 --out runs/tldr-gpt2/reward_model
@@ -651,9 +651,9 @@ print(f"the sum's accuracy on held-out comparisons: {accuracy:.1%}")
 # | | expect | |
 # |---|---|---|
 # | this chapter, two CPU cores | 104 s | *measured* 2026-11-23, two quiet Xeon cores |
-# | GPT-2 124 M, hh-rlhf once (160,800 pairs, 400 tokens each), A100 40 GB | 9 minutes, 4 GB | *estimated*: $64\cdot10^6$ tokens at 126,000/s |
-# | Qwen2.5-0.5B, the same | 34 minutes, 14 GB with 4 pairs of 512 tokens | *estimated*: at 31,700/s |
-# | Qwen2.5-0.5B, LoRA, 20,000 pairs, T4 | 1 h 40 min, 3 GB | *estimated*: $8\cdot10^6$ tokens at 1,370/s |
+# | GPT-2 124 M, hh-rlhf once (128,640 pairs, a fifth held out, 400 tokens each), A100 40 GB | 7 minutes, 5 GB | *estimated*: $51\cdot10^6$ tokens at 126,000/s |
+# | Qwen2.5-0.5B, the same | 27 minutes, 20 GB | *estimated*: at 31,700/s; 16 bytes a parameter, and 8 pairs of 2 × 512 tokens at a time |
+# | Qwen2.5-0.5B, LoRA, 16,000 pairs, T4 | 1 h 20 min, 3 GB | *estimated*: $6.4\cdot10^6$ tokens at 1,370/s |
 # | accuracy on hh-rlhf after one pass | 60 to 65 % for GPT-2, 62 to 70 % for 0.5 billion parameters | *estimated*: Bai et al. 2022, section 3, find 0.62 to 0.72, rising with the logarithm of size and of data |
 # | accuracy on TL;DR's comparisons | 60 to 63 % for GPT-2 | *estimated*: Huang et al. 2024, section 6.1, report 0.63, 0.67, 0.69 for 1, 2.8, 6.9 billion |
 # | accuracy on InstructGPT's own comparisons | 72.4 % on its labelers, 69.6 % on others | *estimated* for you, theirs: Ouyang et al. 2022, section 4.1 |

@@ -696,15 +696,15 @@ lab.show(figures.unhealthy_runs(token.metrics[:14], gallery),
 # which stand beside `--out`:
 #
 # ```bash
-# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --mdp token --profile colab-a100 --out runs/hh/token
-# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --mdp sequence --profile colab-a100 --out runs/hh/sequence
+# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --profile colab-a100 --iterations 100 --batch 256 --lr 1e-6 --critic-lr 1e-5 --mdp token --out runs/hh/token
+# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --profile colab-a100 --iterations 100 --batch 256 --lr 1e-6 --critic-lr 1e-5 --mdp sequence --out runs/hh/sequence
 # ```
 #
 # | | expect | |
 # |---|---|---|
 # | this chapter, two CPU cores | 96 s | *measured* 2026-11-23, two quiet Xeon cores |
-# | either run, Qwen2.5-0.5B, 100 rollouts of 256 answers of 128 tokens, A100 40 GB | half an hour, 24 GB with `--micro-batch 8` | *estimated*: 17 s a rollout (chapter 5) |
-# | with GPT-2 | 10 minutes, 6 GB | *estimated*: 6 s a rollout, a third of it for launching kernels |
+# | either run, Qwen2.5-0.5B, 100 rollouts of 256 answers of 128 tokens, A100 40 GB | half an hour, 25 GB | *estimated*: 17 s a rollout (chapter 5) |
+# | with GPT-2 | 10 minutes, 8 GB | *estimated*: 6 s a rollout, a third of it for launching kernels |
 # | noise of a token's advantage, answers of 200 to 1000 tokens | sequence: of the whole answer; token: of about the next twenty tokens | *estimated*: $1/(1-\lambda)$ with $\lambda=0.95$ |
 #
 # The critic has more to learn with long answers and starts worse; and a $\beta$ for the *sum* of the KL

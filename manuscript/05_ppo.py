@@ -597,10 +597,10 @@ for name in sorted(name for name in runs if "fast" in name):
 #
 # ```bash
 # rlhf-course plan --stage ppo --model qwen2.5-0.5b                          # what fits, and the flags to use
-# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --profile colab-a100 --out runs/hh/ppo \
-#     --kl-controller adaptive --kl-target 6 --kl-horizon 10000 --max-new-tokens 128
-# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --rows 20000 --lora 16 --gradient-checkpointing \
-#     --profile colab-t4 --batch 64 --max-new-tokens 128 --out runs/hh-t4/ppo     # a T4, or 8 GB
+# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --profile colab-a100 --iterations 200 --batch 256 --lr 1e-6 --critic-lr 1e-5 \
+#     --kl-controller adaptive --kl-target 6 --kl-horizon 10000 --max-new-tokens 128 --out runs/hh/ppo
+# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --rows 20000 --lora 16 --gradient-checkpointing --profile colab-t4 \
+#     --iterations 100 --batch 64 --lr 1e-5 --critic-lr 1e-4 --max-new-tokens 128 --out runs/hh-t4/ppo     # a T4, or 8 GB
 # rlhf-course ppo --world town --size gpt2                                   # GPT-2's shape on the town
 # ```
 #
@@ -608,8 +608,8 @@ for name in sorted(name for name in runs if "fast" in name):
 # |---|---|---|
 # | this chapter, two CPU cores | 115 s | *measured* 2026-11-23, two quiet Xeon cores |
 # | Qwen2.5-0.5B, a rollout of 256 answers of 128 tokens, A100 40 GB | 17 s: 3 s sampling, 3.5 s scoring, 10.5 s updates | *estimated*: 128 steps at 20 ms; $8N$ FLOP and, in two passes over policy and critic, $24N$ FLOP for each of 84,000 tokens |
-# | 200 such rollouts | 1 hour, 24 GB with `--micro-batch 8` | *estimated*: 17 s each; policy and critic at 16 bytes a parameter, the two others at 2 to 4 |
-# | the same with LoRA, T4, 100 rollouts of 64 answers | 2.5 hours, 7 GB | *estimated*: a quarter of the tokens at 4 TFLOP/s are 85 s each |
+# | 200 such rollouts | 1 hour, 25 GB | *estimated*: 17 s each; policy and critic at 16 bytes a parameter, the two others at 2 to 4, and 8 rows of 512 tokens at a time |
+# | the same with LoRA, T4, 100 rollouts of 64 answers | 2.5 hours, 6 GB | *estimated*: a quarter of the tokens at 4 TFLOP/s are 85 s each |
 # | learning rate of a 0.5 B policy | 1e-6 to 1e-5, a hundredth of ours | *estimated*: TRL's TL;DR example takes 3e-6 for a billion |
 # | KL target | 4 to 10 nats for answers of some 50 tokens | *estimated* |
 # | clip fraction | 1 % to 10 % | *estimated* |

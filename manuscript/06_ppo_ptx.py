@@ -501,10 +501,10 @@ lab.show(
 # ## Scale it up
 #
 # ```bash
-# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --profile colab-a100 --out runs/hh/ppo-ptx \
+# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --profile colab-a100 --iterations 200 --batch 256 --lr 1e-6 --critic-lr 1e-5 --out runs/hh/ppo-ptx \
 #     --ptx-coef 0.05 --ptx-data stanfordnlp/imdb --ptx-rows 16 --reward-norm running --value-norm popart
 # rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --rows 20000 --lora 16 --gradient-checkpointing \
-#     --profile colab-t4 --batch 64 --ptx-coef 0.05 --ptx-data corpus.jsonl --out runs/hh-t4/ppo-ptx
+#     --profile colab-t4 --iterations 100 --batch 64 --lr 1e-5 --critic-lr 1e-4 --ptx-coef 0.05 --ptx-data corpus.jsonl --out runs/hh-t4/ppo-ptx
 # ```
 #
 # Take as `--ptx-data` what you want to keep: text like the pretraining corpus, or the SFT data. Look at `grad_norm_ppo` and
@@ -514,7 +514,7 @@ lab.show(
 # |---|---|---|
 # | this chapter, two CPU cores | 169 s | *measured* 2026-11-23, two quiet Xeon cores |
 # | time of an update with ptx | 1.3 to 2 times that without, by the rows | *estimated*: $6N$ FLOP a token of text beside $12N$ a token of the answers |
-# | Qwen2.5-0.5B, 200 rollouts of 256 answers of 128 tokens, A100 40 GB | 1 h 15 min, 26 GB | *estimated*: chapter 5's hour, and 32 updates of 16 rows; one more copy of the gradients, 4 bytes a parameter |
+# | Qwen2.5-0.5B, 200 rollouts of 256 answers of 128 tokens, A100 40 GB | 1 h 15 min, 27 GB | *estimated*: chapter 5's hour, and 16 rows in each of 8 updates; one more copy of the gradients, 4 bytes a parameter |
 # | γ on a token mean | 0.02 to 0.5 | *estimated*: InstructGPT's 27.8 (Ouyang et al. 2022, appendix C.4) multiplies a loss with another reduction |
 # | loss on held-out general text without ptx | up by 0.05 to 0.5 nats | *estimated* |
 # | the same with ptx | most of that taken back | *estimated*: Ouyang et al. 2022, section 4.2, say so of the regressions on public tasks |

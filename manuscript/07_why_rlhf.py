@@ -918,7 +918,7 @@ lab.show(
 # and without KL on people's comparisons, where only the proxy can be drawn:
 #
 # ```bash
-# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --kl-coef 0 --profile colab-a100 --out runs/hh/no-kl
+# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --kl-coef 0 --profile colab-a100 --iterations 100 --batch 256 --lr 1e-6 --critic-lr 1e-5 --out runs/hh/no-kl
 # ```
 #
 # | | expect | |
@@ -926,7 +926,7 @@ lab.show(
 # | this chapter, two CPU cores | 239 s | *measured* 2026-11-23, two quiet Xeon cores |
 # | first line, A100 40 GB | 10 to 30 minutes, 4 GB | *estimated*: chapter 0's, with answers of 40 tokens |
 # | the same, T4 | 40 to 90 minutes, 4 GB | *estimated*: the same at 4 TFLOP/s |
-# | last line, 100 rollouts, A100 40 GB | half an hour, 24 GB | *estimated*: 17 s a rollout (chapter 5) |
+# | last line, 100 rollouts, A100 40 GB | half an hour, 25 GB | *estimated*: 17 s a rollout (chapter 5) |
 # | where gold turns | at a larger KL than here | *estimated*: Gao et al. 2023, figure 1 and section 3, find the peak to move right, and the loss beyond it to shrink, as the reward model grows |
 # | the shape of the curves | the same | *estimated*: as above |
 #

@@ -455,14 +455,14 @@ lab.show(
 # ```bash
 # rlhf-course dpo --data HuggingFaceH4/ultrafeedback_binarized --recipe ultrafeedback --too-long drop \
 #     --model Qwen/Qwen2.5-0.5B-Instruct --gradient-checkpointing --beta 0.1 --lr 5e-7 --out runs/ultra/dpo
-# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --advantages rloo --profile colab-a100 --out runs/hh/rloo
+# rlhf-course ppo --data Anthropic/hh-rlhf --too-long drop --advantages rloo --profile colab-a100 --iterations 200 --batch 256 --lr 1e-6 --out runs/hh/rloo
 # ```
 #
 # | | expect | |
 # |---|---|---|
 # | this chapter, two CPU cores | 144 s | *measured* 2026-11-23, two quiet Xeon cores |
 # | without the critic, 124 M | 2 GB less, a third of an update's time less | *estimated*: 16 bytes a parameter, and PPO's update is $12N$ FLOP a token with it, $6N$ without; the reference's pass stays |
-# | Qwen2.5-0.5B, `rloo`, 200 rollouts of 256 answers, A100 40 GB | 40 minutes, 15 GB | *estimated*: chapter 5's hour without the critic's half of the updates; 8 GB less |
+# | Qwen2.5-0.5B, `rloo`, 200 rollouts of 256 answers, A100 40 GB | 40 minutes, 17 GB | *estimated*: chapter 5's hour without the critic's half of the updates; 8 GB less |
 # | DPO, 61,000 pairs of 2 × 350 tokens, A100 40 GB | 40 minutes, 16 GB | *estimated*: $43\cdot10^6$ tokens at 94 TFLOP/s, $10N$ FLOP each with the reference and checkpointing |
 # | implicit accuracy held out | a little below that of a reward model of the same size | *estimated* |
 # | DPO against PPO on TL;DR, preferred to the references | 61 % and 57 % | *estimated* for you, theirs: Rafailov et al. 2023, section 6.2, at temperature 0 |

@@ -40,7 +40,7 @@ def words(page: str) -> str:
 def commands(text: str) -> list[list[str]]:
     """The lines of a page's shell blocks, as a shell takes them apart."""
     lines = [line for _, kind, code in FENCE.findall(text) if kind == "bash"
-             for line in code.splitlines()]  # fmt: skip
+             for line in code.replace("\\\n", " ").splitlines()]  # fmt: skip
     return [found for line in lines if (found := shlex.split(line, comments=True))]
 
 
@@ -62,6 +62,40 @@ def test_the_commands_of_the_course_are_understood():
     for text in TEXTS.values():
         for name in re.findall(r"rlhf-course ([a-z][a-z-]+)", text):
             assert name in cli.COMMANDS
+
+
+def scale_it_up(file: Path) -> str:
+    """The last section but the questions of a manuscript, as Markdown."""
+    prose = "\n".join(line.removeprefix("#").removeprefix(" ") for line in
+                      file.read_text(encoding="utf-8").splitlines())  # fmt: skip
+    (found,) = re.findall(r"^## (?:\d\. )?Scale it up\n(.*?)^## ", prose, re.M | re.S)
+    return found
+
+
+SCALED = [pytest.param(scale_it_up(f), id=f.stem)
+          for f in sorted((ROOT / "manuscript").glob("[0-9]*.py"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SCALED)
+def test_the_commands_that_scale_a_chapter_up_are_understood(text):
+    asked = [each for each in commands(text) if each[0] == "rlhf-course"]
+    assert len(asked) >= 3
+    assert all(cli.parse(arguments) for _, *arguments in asked)
+
+
+@pytest.mark.parametrize("text", SCALED)
+def test_what_to_expect_is_measured_or_estimated(text):
+    """A measured figure has its machine and its date."""
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "expect" not in line]
+    if "| | expect | |" in text:  # chapter 9 compares two machines instead
+        assert len(rows) >= 4
+        for row in rows:
+            marked = re.search(r"\*(measured|estimated)\*", row) or r"\ln V" in row
+            assert marked, row
+    for place in re.findall(r"[^|\n]*\*measured\*[^|\n]*", text):
+        if place.strip() != "*measured*":  # the name of a row in chapter 9's table
+            assert re.search(r"\*measured\* 20\d\d-\d\d-\d\d", place) and "cores" in place, place
+    assert "*measured*" in text and "*estimated*" in text
 
 
 def test_the_builder_is_called_with_what_it_knows():

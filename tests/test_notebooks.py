@@ -110,7 +110,7 @@ def test_the_exercises_imports_come_first_and_let_both_editions_run(course):
         made = built(course(), edition)
         code = [c.source for c in made.cells if c.cell_type == "code" and "check(" not in c.source]
         namespace = {}
-        for text in [c for c in code if "%pip" not in c]:
+        for text in [c for c in code if "%pip" not in c]:  # all but the first cell
             exec(compile(text, "<cell>", "exec"), namespace)
         assert {"pairwise_loss", "mean_reward", "torch", "F", "math"} <= set(namespace)
 
@@ -278,22 +278,6 @@ def test_an_installed_package_has_the_address_in_its_metadata(tmp_path, monkeypa
         assert project.repository() == "https://github.com/x/y"
     finally:
         project.repository.cache_clear()
-
-
-def test_the_boot_cell_installs_only_what_is_missing():
-    """Run with an installer that takes notes instead."""
-    code = notebook.BOOT.format(requirement="THE COURSE").replace(
-        '%pip install --quiet "THE COURSE"', "installed.append('THE COURSE')"
-    )
-    assert "installed.append" in code
-    namespace = {"installed": []}
-    exec(code.partition("from rlhf_course import")[0], namespace)
-    assert namespace["installed"] == []
-    exec(
-        code.partition("from rlhf_course import")[0].replace('"rlhf_course"', '"no_such"'),
-        namespace,
-    )
-    assert namespace["installed"] == ["THE COURSE"]
 
 
 # --------------------------------------------------------------------------- manuscripts, misspelt

@@ -1,5 +1,7 @@
-"""A fingerprint of a student's functions, the same in another session, so that an interrupted run
-is gone on with only by the functions that began it."""
+"""A fingerprint of a student's functions, the same in another session.
+
+An interrupted run is gone on with only by the functions that began it.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ ENGINES_PYTHON = (3, 11)
 CORE = {
     "datasets": "4.0", "filelock": "3.12", "httpx": "0.27", "jinja2": "3.1", "matplotlib": "3.8",
     "numpy": "1.26", "rich": "13.7", "safetensors": "0.5", "tensorboard": "2.16",
-    "tokenizers": "0.22", "torch": "2.6", "transformers": "5.0", "tyro": "1.0",
+    "tokenizers": "0.22", "torch": "2.6", "transformers": "5.0", "tyro": "1.0.6",
 }  # fmt: skip
 ENGINES = ("deepspeed", "ray", "vllm")
 BESIDE_TORCH = ("torchvision", "torchaudio")  # transformers and vLLM import them where they are
