@@ -38,6 +38,7 @@ FLOORS = [
     {"plots"},
     {"report"},
     {"stages"},
+    {"export"},
     {"planning"},
     {"distributed"},
     {"coursework"},
@@ -61,7 +62,7 @@ SHELLS = {
     "stages",
     "plots",
 }
-SHELLS |= {"report", "cli", "distributed", "planning", "coursework", "grading"}
+SHELLS |= {"report", "cli", "export", "distributed", "planning", "coursework", "grading"}
 
 HEAVY = {"deepspeed", "ray", "vllm"}
 

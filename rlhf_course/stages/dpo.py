@@ -27,7 +27,7 @@ from rlhf_course.mdp import action_mask, masked_sum
 from rlhf_course.padding import pad_rows
 from rlhf_course.rollout import action_logprobs
 from rlhf_course.runs import Run, State
-from rlhf_course.stages.cards import Recipe
+from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.evaluate import kl_to
 from rlhf_course.stages.presets import PRESETS, identity, resolve
@@ -222,7 +222,7 @@ def dpo(config: DPOConfig) -> Path:
             run.log(step, metrics, {"seconds": seconds, "pairs_per_second": config.batch / seconds})
         conclude(
             run,
-            Recipe(
+            Provenance(
                 "dpo",
                 config,
                 str(device),

@@ -31,7 +31,7 @@ from rlhf_course.sft import (
     pack,
     segment_mask,
 )
-from rlhf_course.stages.cards import Recipe
+from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import SHAPES, identity, resolve
@@ -203,7 +203,7 @@ def sft(config: SFTConfig) -> Path:
             run.log(step, metrics, timing)
         conclude(
             run,
-            Recipe(
+            Provenance(
                 "sft",
                 config,
                 str(device),
