@@ -25,6 +25,7 @@ from rich.markup import escape
 from rlhf_course.coursework.settings import ProgressConfig
 from rlhf_course.distributed.settings import RayPPOConfig
 from rlhf_course.errors import EXIT_CODE, CourseError, Interrupted
+from rlhf_course.export.settings import ExportConfig
 from rlhf_course.grading.settings import GradeConfig
 from rlhf_course.planning.doctor import DoctorConfig
 from rlhf_course.planning.settings import PlanConfig
@@ -60,6 +61,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "dpo": (settings.DPOConfig, "dpo:dpo"),
     "evaluate": (settings.EvaluateConfig, "evaluate:evaluate"),
     "chat": (settings.ChatConfig, "chat:chat"),
+    "export": (ExportConfig, "rlhf_course.export.command:export"),
     "grade": (GradeConfig, "rlhf_course.grading.command:grade"),
     "plan": (PlanConfig, "rlhf_course.distributed.plan:plan"),
     "doctor": (DoctorConfig, "rlhf_course.planning.doctor:doctor"),

@@ -19,7 +19,7 @@ from rlhf_course.reward_model import ScalarModel
 from rlhf_course.runs import Run, read_metrics, read_timing
 from rlhf_course.stages import cards
 from rlhf_course.stages.card_texts import LIMITS
-from rlhf_course.stages.cards import Recipe, card_of, licence_of, public_name, settings_of
+from rlhf_course.stages.cards import Provenance, card_of, licence_of, public_name, settings_of
 from rlhf_course.stages.presets import resolve
 from rlhf_course.stages.settings import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 
@@ -89,7 +89,7 @@ def test_the_figures_are_those_of_the_run(runs, stage):
 @pytest.mark.parametrize("stage", WITH_MODEL)
 def test_the_recipe_has_every_setting_that_was_given(runs, stage):
     text = card(runs / stage).text
-    shown = cells(text[text.index("## Recipe") : text.index("## Data")])
+    shown = cells(text[text.index("## Provenance") : text.index("## Data")])
     config = read_json(runs / stage / "config.json")
     assert f"`rlhf-course {stage.replace('_', '-')}`" in text
     given = [*STAGES[stage][1:], *COMMON]
@@ -203,9 +203,9 @@ def base_model(folder: Path, readme: str | None) -> Path:
     return folder
 
 
-def recipe(kind=SFTConfig, stage="sft", **settings) -> Recipe:
+def recipe(kind=SFTConfig, stage="sft", **settings) -> Provenance:
     config = kind(**settings)
-    return Recipe(stage, resolve(config, stage), "cpu")
+    return Provenance(stage, resolve(config, stage), "cpu")
 
 
 @pytest.mark.parametrize(

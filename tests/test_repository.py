@@ -49,6 +49,7 @@ FLOORS = [
     {"plots"},
     {"report"},
     {"stages"},
+    {"export"},
     {"planning"},
     {"distributed"},
     {"coursework"},
@@ -72,7 +73,7 @@ SHELLS = {
     "stages",
     "plots",
 }
-SHELLS |= {"report", "cli", "distributed", "planning", "coursework", "grading"}
+SHELLS |= {"report", "cli", "export", "distributed", "planning", "coursework", "grading"}
 
 HEAVY = {"deepspeed", "ray", "vllm"}
 

@@ -23,7 +23,7 @@ from rlhf_course.errors import ConfigError
 from rlhf_course.planning.doctor import distributed_missing
 from rlhf_course.progress import console
 from rlhf_course.runs import Run
-from rlhf_course.stages.cards import Recipe
+from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.presets import identity, resolve, workspace
 from rlhf_course.stages.setup import complete, conclude
@@ -70,8 +70,8 @@ def _finish(run: Run, trainer: RayTrainer) -> None:
         summary["held_out_reward_after"] = trainer.held_out_reward()
     kl_target = config.kl_target if config.kl_coef else None
     where = f"{trainer.cluster.gpus} GPUs" if trainer.cluster.gpus else "CPU"
-    recipe = Recipe("ppo", config, f"a Ray cluster, {where}", trainer.prompts.rows())
-    conclude(run, recipe, trainer.export, summary, kl_target)
+    made = Provenance("ppo", config, f"a Ray cluster, {where}", trainer.prompts.rows())
+    conclude(run, made, trainer.export, summary, kl_target)
 
 
 def _train(run: Run, trainer: RayTrainer | None, cluster: Cluster) -> None:

@@ -27,7 +27,7 @@ from rlhf_course.mdp import action_mask, masked_sum
 from rlhf_course.padding import pad_rows
 from rlhf_course.rollout import action_logprobs
 from rlhf_course.runs import Run, State
-from rlhf_course.stages.cards import Recipe
+from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.evaluate import kl_to
 from rlhf_course.stages.lora import (
@@ -236,7 +236,7 @@ def dpo(config: DPOConfig) -> Path:
         )  # fmt: skip
         conclude(
             run,
-            Recipe(
+            Provenance(
                 "dpo",
                 config,
                 str(device),

@@ -21,7 +21,7 @@ from rlhf_course.ppo_ptx import PopArt, ppo_ptx_step, pretraining_gradient
 from rlhf_course.progress import console
 from rlhf_course.rollout import Rollout
 from rlhf_course.runs import Run, State
-from rlhf_course.stages.cards import Recipe
+from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.lora import (
     adapted,
@@ -194,7 +194,7 @@ def ppo(config: PPOConfig, kind: type[PPOTrainer] = PPOTrainer) -> Path:
             lambda folder, base: trainer.policy.save_adapter(folder, base, trainer.tokenizer),
         )  # fmt: skip
         conclude(
-            run, Recipe("ppo", config, str(device), trainer.prompts.rows()),
+            run, Provenance("ppo", config, str(device), trainer.prompts.rows()),
             lambda d: trainer.policy.save_pretrained(d, trainer.tokenizer), summary,
             config.kl_target if config.kl_coef else None,
         )  # fmt: skip

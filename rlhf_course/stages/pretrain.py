@@ -17,7 +17,7 @@ from rlhf_course.evaluation import corpus_perplexity
 from rlhf_course.gpt import next_token_loss
 from rlhf_course.pretrained_tokenizer import begun
 from rlhf_course.runs import Run, State
-from rlhf_course.stages.cards import Recipe
+from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.presets import SHAPES, identity, resolve
@@ -97,7 +97,7 @@ def pretrain(config: PretrainConfig) -> Path:
             run.log(step, metrics, timing)
         conclude(
             run,
-            Recipe("pretrain", config, str(device), {"tokens": len(corpus.stream)}),
+            Provenance("pretrain", config, str(device), {"tokens": len(corpus.stream)}),
             lambda folder: model.save_pretrained(folder, tokenizer),
             {"validation_perplexity": perplexity_of(model, validation)},
         )

@@ -25,7 +25,7 @@ from rlhf_course.padding import pad_rows
 from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_dialogue, encode_prompt
-from rlhf_course.stages.cards import Recipe
+from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
 from rlhf_course.stages.lora import (
@@ -292,6 +292,6 @@ def train_reward_model(config: RewardModelConfig) -> Path:
         normalize(config, model, train, world, tokenizer)
         write_adapter_beside(run, config, config.model or before(config, "sft"), model.save_adapter)
         rows = {"comparisons": len(train), "held out": len(held)}
-        conclude(run, Recipe("reward_model", config, str(device), rows),
+        conclude(run, Provenance("reward_model", config, str(device), rows),
                  lambda folder: model.save_pretrained(folder, tokenizer), summary)  # fmt: skip
     return run.model_dir

@@ -21,7 +21,7 @@ from rlhf_course.pretrained_tokenizer import tokens_written
 from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.runs import Run, read_metrics, read_timing
-from rlhf_course.stages.cards import Recipe, write_card
+from rlhf_course.stages.cards import Provenance, write_card
 from rlhf_course.stages.presets import SHAPES, model_shape, workspace
 from rlhf_course.stages.profiles import told
 from rlhf_course.training import derive_seed
@@ -141,16 +141,16 @@ def complete(run: Run) -> bool:
 
 
 def conclude(
-    run: Run, recipe: Recipe, export: Callable[[Path], None], summary: dict, kl_target=None
+    run: Run, made: Provenance, export: Callable[[Path], None], summary: dict, kl_target=None
 ) -> None:
     """Draw the stage's curves, write its model with a card, and mark the run as done."""
     from rlhf_course.plots import stage_curves
 
-    stage, metrics = recipe.stage, read_metrics(run.path)
+    stage, metrics = made.stage, read_metrics(run.path)
 
     def export_with_card(folder: Path) -> None:
         export(folder)
-        write_card(recipe, folder, metrics, read_timing(run.path), summary)
+        write_card(made, folder, metrics, read_timing(run.path), summary)
 
     figure = stage_curves(stage, metrics, kl_target)
     with replacing(run.path / "plots" / f"{stage}.png") as part:

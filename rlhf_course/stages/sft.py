@@ -32,7 +32,7 @@ from rlhf_course.sft import (
     pack,
     segment_mask,
 )
-from rlhf_course.stages.cards import Recipe
+from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.lora import (
@@ -257,7 +257,7 @@ def sft(config: SFTConfig) -> Path:
             )  # fmt: skip
         conclude(
             run,
-            Recipe(
+            Provenance(
                 "sft",
                 config,
                 str(device),

@@ -1,0 +1,1 @@
+"""Moving on: the same training in OpenRLHF, TRL or verl, with one's own data and checkpoints."""
