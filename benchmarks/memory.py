@@ -19,6 +19,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -139,8 +140,8 @@ class Meter:
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 
-def supervised(case: Case, device) -> None:
-    """Two updates of SFT or of the reward model, as the stages make them."""
+def supervised(case: Case, device) -> Callable[[], None]:
+    """A function that makes one update of SFT or of the reward model, as the stages make it."""
     import torch
 
     from rlhf_course.adapters import LoRA
@@ -160,7 +161,8 @@ def supervised(case: Case, device) -> None:
         checkpoint_blocks(model)
     optimizer = make_optimizer(model, 1e-4)
     config = RewardModelConfig(batch=case.rows, micro_batch=case.micro_batch)
-    for _ in range(2):
+
+    def update() -> None:
         optimizer.zero_grad(set_to_none=True)
         rows = torch.randint(0, case.vocabulary, (case.rows * 2, case.prompt + case.answer))
         if scalar:
@@ -178,6 +180,8 @@ def supervised(case: Case, device) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         optimizer.step()
 
+    return update
+
 
 def _headless(model):
     from rlhf_course.huggingface import HuggingFaceLM
@@ -185,8 +189,8 @@ def _headless(model):
     return HuggingFaceLM(model.backbone)
 
 
-def ppo(case: Case, device) -> None:
-    """Two iterations of `PPOTrainer`, on prompts of random tokens; no answer ever ends."""
+def ppo(case: Case, device):
+    """A `PPOTrainer` on prompts of random tokens; no answer ever ends."""
     import torch
 
     from rlhf_course.reward_model import ScalarModel
@@ -233,9 +237,19 @@ def ppo(case: Case, device) -> None:
         ),
         "ppo",
     )  # fmt: skip
-    trainer = stage.PPOTrainer(config, device)
-    for step in range(2):
-        trainer.iterate(step)
+    return stage.PPOTrainer(config, device)
+
+
+def twice(case: Case, device) -> None:
+    """Two updates, or two iterations of PPO."""
+    if case.stage == "ppo":
+        trainer = ppo(case, device)
+        for step in range(2):
+            trainer.iterate(step)
+        return
+    update = supervised(case, device)
+    for _ in range(2):
+        update()
 
 
 def measured(case: Case) -> dict:
@@ -248,10 +262,9 @@ def measured(case: Case) -> dict:
     device = choose_device("auto", case.dtype, 1)
     small = Case(case.stage, case.family, 1, 64, 64, 8, 8, 2, 2, 2, 0, case.dtype,
                  case.lora, case.checkpointing)  # fmt: skip
-    run = ppo if case.stage == "ppo" else supervised
-    run(small, device)  # kernels and threads are made once
+    twice(small, device)  # kernels and threads are made once
     meter = Meter(device.device)
-    run(case, device)
+    twice(case, device)
     peak = meter.peak()
     told = estimate(job_of(case, build(case), device))
     return {"estimate": told.peak, "peak": peak, "worst": told.worst}

@@ -16,10 +16,10 @@ from rlhf_course.stages.ppo import ppo
 from rlhf_course.stages.settings import PPOConfig
 
 ROOT = Path(__file__).parents[1]
-REWARD = '''
+REWARD = """
 def score(prompts, responses, rows):
     return [float(len(set(r))) / 10 for r in responses]
-'''
+"""
 
 
 def test_the_stage_alone_does_not_sample_by_itself_in_its_place(tmp_path):

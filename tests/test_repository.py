@@ -40,7 +40,7 @@ FLOORS = [
         "pretrained_model",
         "pretrained_tokenizer",
     },
-    {"gpt", "rollout", "moments", "runs", "data"},
+    {"gpt", "rollout", "moments", "runs", "data", "decoding"},
     {"huggingface", "evaluation"},
     {"sequence_classifier", "recompute"},
     {"sft", "reward_model"},

@@ -131,9 +131,10 @@ def check_cluster(config: RayPPOConfig) -> None:
         f"{config.importance_high}.": not 0 < config.importance_low < config.importance_high,
         f"--gpu-memory-utilization {config.gpu_memory_utilization}: give a share above 0, up to 1.":
             not 0 < config.gpu_memory_utilization <= 1,
-        "--rollout, --generation-batch and --profile belong to `rlhf-course ppo`: on a cluster "
-        "vLLM answers, as many prompts at a time as its memory holds. Leave them out.":
-            config.rollout != "own" or bool(config.generation_batch or config.profile),
+        "--rollout, --generation-batch, --cuda-graphs and --profile belong to `rlhf-course ppo`: "
+        "vLLM answers here, as many prompts at a time as its memory holds. Leave them out.":
+            config.rollout != "own"
+            or bool(config.generation_batch or config.profile or config.cuda_graphs),
         "--lora and --quantize belong to `rlhf-course ppo`: on a cluster all weights are trained, "
         "and ZeRO shares them out. Leave them out.":
             any(getattr(config, name) is not None for name in LORA_FLAGS),

@@ -183,9 +183,7 @@ def tell_what_fits(found: Plan, changes: list[tuple[dict, Plan]]) -> None:
             "smaller model.", soft_wrap=True,
         )  # fmt: skip
         return
-    console.print(
-        "[red]It does not fit.[/red] It would with (seconds of a step, node's memory):"
-    )
+    console.print("[red]It does not fit.[/red] It would with (seconds of a step, node's memory):")
     for changed, plan in changes:
         needs = f"{plan.seconds:.0f} s, {with_unit(plan.memory.host)}"
         console.print(f"  {as_flags(changed)}   ({needs})", soft_wrap=True)

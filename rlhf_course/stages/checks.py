@@ -170,6 +170,8 @@ def _ppo(config: PPOConfig) -> None:
             config.ptx_data and not config.ptx_coef,
         "--known-share belongs to the town's own prompts: leave it out.":
             config.known_share is not None and (config.data or config.world != "town"),
+        "--rollout vllm samples in its own way: leave --cuda-graphs out.":
+            config.rollout == "vllm" and config.cuda_graphs,
         f"--micro-batch {config.micro_batch} exceeds --minibatch {config.minibatch}.":
             config.micro_batch and config.micro_batch > config.minibatch,
     }  # fmt: skip

@@ -173,6 +173,8 @@ def ppo(config: PPOConfig, kind: type[PPOTrainer] = PPOTrainer) -> Path:
             "rlhf_course.distributed.one_process.ppo_vllm."
         )
     device = device_of(config)
+    if config.cuda_graphs and device.device.type != "cuda":
+        raise ConfigError(f"--cuda-graphs needs a CUDA device, and this runs on {device.device}.")
     announce("ppo", config, device)
     total = config.critic_warmup + config.iterations
     run = Run(config.out, identity(config), total, config.out.name,

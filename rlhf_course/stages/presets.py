@@ -192,7 +192,7 @@ def workspace(config) -> Path:
 def identity(config) -> dict:
     """What makes the run what it is: every setting that changes its result, as plain JSON."""
     skip = {"out", "overwrite", "checkpoint_every", "track", "reward_timeout", "reward_retries",
-            "gradient_checkpointing", "profile"}  # fmt: skip
+            "gradient_checkpointing", "profile", "cuda_graphs"}  # fmt: skip
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
             if k not in skip and not (k in ADDED and v == ADDED[k])}  # fmt: skip
 

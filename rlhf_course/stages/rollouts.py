@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from rlhf_course.beyond_ppo import (
     reinforce_plus_plus_advantages,
     rloo_advantages,
 )
+from rlhf_course.decoding import decode, fits
 from rlhf_course.device import casts_kept
 from rlhf_course.errors import TrainingError
 from rlhf_course.padding import pad_rows, padded_length
@@ -77,6 +80,19 @@ def as_tensors(
     )  # fmt: skip
 
 
+def on_gpu(model: nn.Module) -> bool:
+    """Whether a wait for the host is what sampling waits for."""
+    return next(model.parameters()).device.type == "cuda"
+
+
+def _sampler(policy: nn.Module, config) -> Callable[..., Generation]:
+    """`decode` on a GPU, else `generate`; and always `generate` where a student has written it."""
+    ours = generate.__module__ == "rlhf_course.sampling"
+    if not (ours and on_gpu(policy) and fits(policy)):
+        return generate
+    return partial(decode, record=getattr(config, "cuda_graphs", False))
+
+
 def collect(
     policy: nn.Module,
     tasks: list[Task],
@@ -91,15 +107,11 @@ def collect(
     """
     try:
         with torch.inference_mode(), casts_kept(policy):
-            out = generate(
-                policy,
-                [t.tokens for t in tasks],
-                config.max_new_tokens,
-                tokenizer.eos_token_id,
-                config.temperature,
-                generator=generator,
+            out = _sampler(policy, config)(
+                policy, [t.tokens for t in tasks], config.max_new_tokens, tokenizer.eos_token_id,
+                config.temperature, generator=generator,
                 batch_size=getattr(config, "generation_batch", None),
-            )
+            )  # fmt: skip
     except RuntimeError as error:
         if "probability tensor" not in str(error):  # what torch.multinomial says of NaN
             raise

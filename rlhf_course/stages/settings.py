@@ -159,6 +159,8 @@ class PPOConfig(ProfileFlag, ModelFlags, Common):
     """Longest answer [by world; with --data 64]."""
     generation_batch: Count = None
     """Answers sampled at a time; fewer take less memory for keys and values [default: all]."""
+    cuda_graphs: bool = False
+    """Record a step of the sampling once and replay it for each token (CUDA; not measured yet)."""
     rollout: Literal["own", "vllm"] = "own"
     """Who samples: this package, or vLLM in the same process, given the weights after each step."""
     temperature: float = 1.0
