@@ -14,6 +14,8 @@ from rlhf_course.data import (
     Dialogue,
     Preference,
     PromptRow,
+    Reading,
+    read,
     read_comparisons,
     read_dialogues,
     read_documents,
@@ -23,6 +25,7 @@ from rlhf_course.data import (
 from rlhf_course.errors import ConfigError, DataError
 from rlhf_course.sources import load_rows
 
+DROP = Reading(bad_rows="drop")
 USER = {"role": "user", "content": "Why?"}
 ASSISTANT = {"role": "assistant", "content": "Because."}
 HH = "\n\nHuman: Hi\n\nAssistant: Hello. You?\n\nHuman: Well: and you?\n\nAssistant:"
@@ -298,12 +301,13 @@ def test_a_bad_row_is_named_with_its_line_and_field(write, read, row, told):
 def test_bad_rows_are_left_out_only_when_asked_and_then_counted(write):
     same = {"prompt": "a", "chosen": "b", "rejected": "b"}
     path = write(GOOD, same, GOOD, same)
-    with pytest.warns(UserWarning, match=r"left out 2 of 4 rows\. The first: .*line 2: .*the same"):
-        assert read_comparisons(path, skip_bad=True) == [Preference("p", ("c", "d"))] * 2
-    with pytest.raises(DataError, match=r"all 1 rows are unusable"):
-        read_comparisons(write(same), skip_bad=True)
-    with pytest.raises(DataError, match="not valid JSON"):  # a broken file is not a bad row
-        read_comparisons(write(GOOD, "{"), skip_bad=True)
+    done = read(path, "comparisons", DROP)
+    assert done.items == [Preference("p", ("c", "d"))] * 2
+    assert (done.report.read, done.report.used) == (4, 2)
+    (told,) = done.report.dropped.values()
+    assert told.first == [f"{path}, line 2", f"{path}, line 4"]
+    with pytest.raises(DataError, match=r"all 1 rows are unusable. The first: .*line 1: .*the same"):
+        read_comparisons(write(same), DROP)
 
 
 # --- splitting -------------------------------------------------------------------------------
