@@ -24,7 +24,7 @@ from typing import TypeVar
 from rlhf_course.data_report import DataReport
 from rlhf_course.duplicates import Twins
 from rlhf_course.errors import ConfigError, DataError
-from rlhf_course.reader import Reader, Reading
+from rlhf_course.reader import AS_IT_IS, Reader, Reading
 from rlhf_course.recipes import Recipe
 from rlhf_course.schemas import Dialogue, Preference, PromptRow
 from rlhf_course.sources import Place
@@ -45,7 +45,7 @@ class Read:
 # --- the readers -----------------------------------------------------------------------------
 
 
-def read_dialogues(source: str | Path, reading: Reading = Reading()) -> list[Dialogue]:
+def read_dialogues(source: str | Path, reading: Reading = AS_IT_IS) -> list[Dialogue]:
     """Prompts with answers: `messages`, `prompt`/`response` (or `completion`), `question`/`answer`,
     `instruction`/`input`/`output`, or the `chosen` text of comparisons.
 
@@ -54,7 +54,7 @@ def read_dialogues(source: str | Path, reading: Reading = Reading()) -> list[Dia
     return read(source, "dialogues", reading).items
 
 
-def read_comparisons(source: str | Path, reading: Reading = Reading()) -> list[Preference]:
+def read_comparisons(source: str | Path, reading: Reading = AS_IT_IS) -> list[Preference]:
     """Ranked answers: `prompt`/`chosen`/`rejected` (texts or messages); `chosen`/`rejected` that
     both hold the whole dialogue (messages, or the text of hh-rlhf); `prompt`/`responses`, best
     first, or with `ranks` or `scores`.
@@ -65,18 +65,18 @@ def read_comparisons(source: str | Path, reading: Reading = Reading()) -> list[P
     return read(source, "comparisons", reading).items
 
 
-def read_prompts(source: str | Path, reading: Reading = Reading()) -> list[PromptRow]:
+def read_prompts(source: str | Path, reading: Reading = AS_IT_IS) -> list[PromptRow]:
     """Prompts to be answered, each with its whole row. The schemas are those of `read_dialogues`,
     and a `prompt`, `question` or `instruction` may stand alone. Raises DataError likewise."""
     return read(source, "prompts", reading).items
 
 
-def read_documents(source: str | Path, reading: Reading = Reading()) -> list[str]:
+def read_documents(source: str | Path, reading: Reading = AS_IT_IS) -> list[str]:
     """The `text` of every row. Raises DataError when it is missing, not a text, or empty."""
     return list(Documents(source, reading))
 
 
-def read(source: str | Path, kind: str, reading: Reading = Reading()) -> Read:
+def read(source: str | Path, kind: str, reading: Reading = AS_IT_IS) -> Read:
     """All items of one kind ("dialogues", "comparisons", "prompts") with their places and the
     report. Raises DataError."""
     reader = Reader(source, kind, reading)
@@ -99,7 +99,7 @@ def read(source: str | Path, kind: str, reading: Reading = Reading()) -> Read:
 class Documents:
     """The texts of a source, read anew each time they are gone through: never all in memory."""
 
-    def __init__(self, source: str | Path, reading: Reading = Reading()):
+    def __init__(self, source: str | Path, reading: Reading = AS_IT_IS):
         self.source, self.reading = source, reading
         reader, twins = Reader(source, "documents", reading), Twins("documents")
         self._count = 0

@@ -1,4 +1,4 @@
-"""One pass over the rows of a data set: columns renamed, the recipe found, bad rows raised or counted."""
+"""One pass over a data set: columns renamed, the recipe found, bad rows raised or counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf_course import recipes, schemas
 from rlhf_course.data_report import DataReport
 from rlhf_course.errors import ConfigError, DataError
 from rlhf_course.schemas import BadRow, PromptRow
-from rlhf_course.sources import Hub, Place, Row, hub_name, iter_rows
+from rlhf_course.sources import USUAL, Place, Row, hub_name, iter_rows
 
 # What is learned -> the splits that are looked for.
 SPLITS = {
@@ -43,6 +43,9 @@ class Reading:
     """ "shuffled": comparisons of a set that has none; see `recipes.shuffled_pairs`."""
     seed: int = 0
     """Seed of what is drawn."""
+
+
+AS_IT_IS = Reading()
 
 
 class Reader:
@@ -121,7 +124,7 @@ class Reader:
         wanted = SPLITS[self.kind]
         if self.recipe and self.kind in self.recipe.splits:
             wanted = (self.recipe.splits[self.kind], *wanted)
-        layout = self.recipe.layout if self.recipe else Hub()
+        layout = self.recipe.layout if self.recipe else USUAL
         begun = False
         for place, row, problem in iter_rows(self.source, wanted, self.reading.rows, layout):
             self.report.read += 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from rlhf_course import schemas
 from rlhf_course.errors import DataError
 from rlhf_course.schemas import BadRow, Dialogue, Preference, Prompt
-from rlhf_course.sources import Hub, Place, Row
+from rlhf_course.sources import USUAL, Hub, Place, Row
 
 Pairs = Iterator[tuple[Place, Preference | BadRow]]
 
@@ -39,7 +39,7 @@ class Recipe:
     """Comparisons made of many rows and a seed, where a row alone holds none."""
     splits: dict[str, str] = field(default_factory=dict)
     """What is learned -> the split it is learned from, if not "train"."""
-    layout: Hub = Hub()
+    layout: Hub = USUAL
     bad_rows: str = "drop"
     too_long: str = "drop"
 

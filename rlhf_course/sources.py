@@ -57,6 +57,9 @@ class Hub(NamedTuple):
     """Branch with the files that can be read."""
 
 
+USUAL = Hub()
+
+
 class Located(NamedTuple):
     """A row and its place; of a row that cannot be read, what is wrong with it."""
 
@@ -83,7 +86,7 @@ def iter_rows(
     source: str | Path,
     splits: Sequence[str] = (),
     limit: int | None = None,
-    hub: Hub = Hub(),
+    hub: Hub = USUAL,
 ) -> Iterator[Located]:
     """The rows one after the other, the first `limit`, each with its place. A line that is no row
     is yielded with its problem.

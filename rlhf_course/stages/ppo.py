@@ -22,6 +22,7 @@ from rlhf_course.progress import console
 from rlhf_course.rollout import Rollout
 from rlhf_course.runs import Run, State
 from rlhf_course.stages.checks import check_settings
+from rlhf_course.stages.loading import write_report
 from rlhf_course.stages.ppo_loop import PPOLoop
 from rlhf_course.stages.presets import identity, resolve
 from rlhf_course.stages.rewards import load_reward_function, model_scores
@@ -151,6 +152,7 @@ def ppo(config: PPOConfig) -> Path:
         return run.model_dir
     trainer = PPOTrainer(config, device)
     with run:
+        write_report(trainer.prompts.report, run.path)
         for step in run.steps(trainer.state()):
             run.log(step, *trainer.iterate(step))
         summary = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlhf_course.errors import ConfigError
 from rlhf_course.gpt import GPTConfig
+from rlhf_course.sources import short_name
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"layers": 2, "heads": 2, "width": 64},
@@ -25,7 +26,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "pretrain": {"steps": 700, "batch": 64, "lr": 3e-3, "warmup": 50, "context": 64,
                      "window": 48},
         "sft": {"steps": 450, "batch": 64, "lr": 1e-3, "warmup": 50, "corpus_rows": 0,
-                "packing": False},
+                "packing": False, "context": 256},
         "comparisons": {"prompts": 10000, "answers": 5, "hot_answers": 1},
         "reward_model": {"batch": 48, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
                          "normalize": "bias"},
@@ -41,7 +42,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "pretrain": {"steps": 2000, "batch": 24, "lr": 4e-3, "warmup": 50, "context": 64,
                      "window": 48},
         "sft": {"steps": 500, "batch": 32, "lr": 1.5e-3, "warmup": 50, "corpus_rows": 6,
-                "packing": False},
+                "packing": False, "context": 256},
         "comparisons": {"prompts": 8000, "answers": 5, "hot_answers": 0},
         "reward_model": {"batch": 32, "lr": 1e-3, "warmup": 30, "epochs": 3, "pooling": "sum",
                          "normalize": "gain_bias"},
@@ -113,7 +114,11 @@ NO_CRITIC = {"critic_lr": None, "critic_warmup": 0, "critic_warmup_lr": None}
 
 # Settings that came after the first runs, and what those did: named in a run's identity only where
 # they say something else, so that a folder from before is still the run that it was.
-ADDED = {"world_seed": None, "advantages": "gae", "answers_per_prompt": 1}
+ADDED = {"world_seed": None, "advantages": "gae", "answers_per_prompt": 1, "columns": None,
+         "recipe": None, "bad_rows": None, "too_long": None, "duplicates": "keep", "rows": None,
+         "rejected": None}  # fmt: skip
+# Settings that are gone, by a field that only their stage has, and what they were.
+GONE = {"corpus_rows": {"truncate": False}}
 
 
 def _values(config, stage: str) -> dict:
@@ -158,15 +163,18 @@ def workspace(config) -> Path:
     data = getattr(config, "data", None)
     return (
         Path("runs")
-        / f"{Path(data).stem if data else config.world}-{config.size}-seed{config.seed}"
+        / f"{short_name(data) if data else config.world}-{config.size}-seed{config.seed}"
     )
 
 
 def identity(config) -> dict:
     """What makes the run what it is: every setting that changes its result, as plain JSON."""
     skip = {"out", "overwrite", "checkpoint_every", "reward_timeout", "reward_retries"}
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
-            if k not in skip and not (k in ADDED and v == ADDED[k])}  # fmt: skip
+    gone = next((was for name, was in GONE.items() if hasattr(config, name)), {})
+    return gone | {
+        k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
+        if k not in skip and not (k in ADDED and v == ADDED[k])
+    }  # fmt: skip
 
 
 def model_shape(size: str, vocab_size: int, context: int) -> GPTConfig:

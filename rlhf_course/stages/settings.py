@@ -15,12 +15,14 @@ from rlhf_course.choices import DeviceName, DtypeName
 from rlhf_course.stages.flags import (
     Common,
     Count,
+    DataFlags,
     Folder,
     Name,
     Normalization,
     Number,
     Optimization,
     Pooling,
+    Rejected,
     Size,
     WorldName,
     YesNo,
@@ -28,13 +30,13 @@ from rlhf_course.stages.flags import (
 
 
 @dataclass
-class PretrainConfig(Optimization, Common):
+class PretrainConfig(Optimization, DataFlags, Common):
     """GPT: learn the corpus, token by token."""
 
     model: Name = None
     """Size, directory or hub name to go on from [default: a new one of --size]."""
     data: Name = None
-    """Text: .jsonl/.parquet file or folder, or hub name (field text) [default: the world]."""
+    """Text: file, folder or hub name (field text) [default: the world]."""
     context: Count = None
     """Longest sequence in tokens [by world; with --data 256]."""
     window: Count = None
@@ -44,7 +46,7 @@ class PretrainConfig(Optimization, Common):
 
 
 @dataclass
-class SFTConfig(Optimization, Common):
+class SFTConfig(Optimization, DataFlags, Common):
     """Supervised fine-tuning: imitate demonstrations."""
 
     model: Name = None
@@ -58,12 +60,10 @@ class SFTConfig(Optimization, Common):
     """Rows of pretraining text in each batch, against forgetting [by world]."""
     packing: YesNo = None
     """Several dialogues in a row, without attention between them [by world]."""
-    context: int = 256
-    """Longest sequence of a new model trained on --data."""
+    context: Count = None
+    """Longest sequence of a new model [by world; with --data what 95 % of its rows need]."""
     vocab_size: int = 2048
     """Size of the tokenizer trained on --data."""
-    truncate: bool = False
-    """Cut dialogues that exceed the context (counted and reported) instead of refusing them."""
     eval_every: int = 50
     """Updates between two evaluations on held-out dialogues."""
 
@@ -85,7 +85,7 @@ class ComparisonsConfig(Common):
 
 
 @dataclass
-class RewardModelConfig(Optimization, Common):
+class RewardModelConfig(Optimization, DataFlags, Common):
     """Reward model: learn which answer people prefer."""
 
     model: Name = None
@@ -94,6 +94,8 @@ class RewardModelConfig(Optimization, Common):
     """Comparisons: prompt/chosen/rejected or ranked responses [default: the comparisons run]."""
     validation: float = 0.1
     """Share of --data held out."""
+    rejected: Rejected = None
+    """Of --data without comparisons make some: each answer against another row's."""
     pooling: Pooling = None
     """Reward read at the EOS, or as mean or sum over the answer's tokens [by world]."""
     epochs: Count = None
@@ -105,7 +107,7 @@ class RewardModelConfig(Optimization, Common):
 
 
 @dataclass
-class PPOConfig(Common):
+class PPOConfig(DataFlags, Common):
     """PPO-ptx: improve the policy by the reward, near the reference, without forgetting."""
 
     checkpoint_every: int = 5
@@ -210,7 +212,7 @@ class PPOConfig(Common):
 
 
 @dataclass
-class DPOConfig(Optimization, Common):
+class DPOConfig(Optimization, DataFlags, Common):
     """DPO: learn from comparisons directly, without a reward model and without sampling."""
 
     model: Name = None
@@ -219,6 +221,8 @@ class DPOConfig(Optimization, Common):
     """Comparisons: prompt/chosen/rejected or ranked responses [default: the comparisons run]."""
     validation: float = 0.1
     """Share of --data held out."""
+    rejected: Rejected = None
+    """Of --data without comparisons make some: each answer against another row's."""
     pairs: Literal["best_worst", "all"] = "best_worst"
     """Of K ranked answers: the best against the worst, or all K(K-1)/2 pairs."""
     beta: Number = None
