@@ -80,6 +80,8 @@ class DataReport:
     contradictory: Count = field(default_factory=Count)
     prompt_tokens: array = field(default_factory=lambda: array("q"))
     answer_tokens: array = field(default_factory=lambda: array("q"))
+    unit: str = "tokens"
+    """What the lengths count."""
     context: int | None = None
     held_out: int | None = None
 
@@ -102,9 +104,9 @@ class DataReport:
                  for name, c in (("duplicates", self.duplicates),
                                  ("contradictory", self.contradictory))}  # fmt: skip
         plain = ("source", "kind", "recipe", "licence", "policies", "notes", "read", "used",
-                 "context", "held_out")  # fmt: skip
+                 "context", "held_out", "unit")  # fmt: skip
         own = {name: getattr(self, name) for name in plain}
-        return own | counts | pairs | {"tokens": self.lengths()}
+        return own | counts | pairs | {"lengths": self.lengths()}
 
     def lines(self) -> list[str]:
         """For the console; the first line is the sum."""
@@ -128,7 +130,7 @@ class DataReport:
             out.append(f"  contradictory comparisons {self.contradictory.count}, kept "
                        f"({self.contradictory.places(self.source)})")  # fmt: skip
         for name, n in self.lengths().items():
-            out.append(f"  tokens of {name}s: {n['min']} to {n['max']}, "
+            out.append(f"  {self.unit} of {name}s: {n['min']} to {n['max']}, "
                        f"median {n['median']}, 95 % up to {n['p95']}")  # fmt: skip
         return out
 

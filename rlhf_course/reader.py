@@ -140,7 +140,8 @@ class Reader:
                 except BadRow as bad:
                     self._refuse(place, bad)
                     continue
-            known = ", ".join(name for name in schemas.FIELDS if name in row)
+            names = (*schemas.FIELDS, *(self.recipe.fields if self.recipe else ()))
+            known = ", ".join(name for name in dict.fromkeys(names) if name in row)
             self.report.fields.add(known or "none that is known", place)
             yield place, row
 
@@ -156,7 +157,7 @@ class Reader:
             if not found(row, theirs):
                 raise DataError(
                     f"{place}: --columns {ours}={theirs}: there is no column {theirs!r}. Found: "
-                    f"{', '.join(map(str, row)) or 'none'}."
+                    f"{schemas.names_of(row)}."
                 )
 
     def _parser(self) -> Callable[[Row], Any]:
@@ -189,7 +190,7 @@ class Reader:
             return
         raise DataError(
             f"{place}: one answer and nothing that it is compared with: found are "
-            f"{', '.join(map(str, row))}, needed chosen and rejected, or responses. Give "
+            f"{schemas.names_of(row)}, needed chosen and rejected, or responses. Give "
             "comparisons; or --rejected shuffled, which sets each answer against another row's; or "
             "leave the reward model out: `ppo` takes a function with --reward."
         )
@@ -203,9 +204,7 @@ class Mapped(dict):
         self.whole = row
         for ours, theirs in columns.items():
             if not found(row, theirs):
-                told = (
-                    f"there is no column {theirs!r}. Found: {', '.join(map(str, row)) or 'none'}."
-                )
+                told = f"there is no column {theirs!r}. Found: {schemas.names_of(row)}."
                 raise BadRow("missing column", told)
             self[ours] = _walk(row, theirs)
 

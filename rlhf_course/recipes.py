@@ -99,7 +99,8 @@ def feedback_preference(row: Row) -> Preference:
     """Two `summaries` of the post in `info`, of which `choice` (0 or 1) was preferred."""
     start, summaries, choice = post_prompt(_info(row)), row.get("summaries"), row.get("choice")
     two = isinstance(summaries, list) and len(summaries) == 2
-    if not two or not all(isinstance(s, dict) for s in summaries) or choice not in (0, 1):
+    named = choice in (0, 1) and not isinstance(choice, bool)
+    if not two or not all(isinstance(s, dict) for s in summaries) or not named:
         told = f"choice {schemas.short(choice)} does not name one of two summaries."
         raise BadRow("wrong type", told)
     best, worst = (

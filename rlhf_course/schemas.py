@@ -275,9 +275,15 @@ def _require_unicode(text: str, field: str) -> None:
 
 def missing(row: Row, expected: str) -> BadRow:
     """The error of a row whose fields make no known schema."""
-    found = ", ".join(map(str, row)) or "none"
+    found = names_of(row)
     told = f"no known set of fields. Found: {found}. Needed: {expected}. Rename the fields, or say "
     return BadRow("unknown fields", told + "which are which with --columns prompt=…,response=….")
+
+
+def names_of(row: Row) -> str:
+    """The row's fields, for a message."""
+    names = ", ".join(str(name)[:60] for name in row)
+    return (names if len(names) <= 600 else f"{names[:600]} …") or "none"
 
 
 def _kind(value: object) -> str:

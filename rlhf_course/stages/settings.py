@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from rlhf_course.choices import DeviceName, DtypeName
 from rlhf_course.stages.flags import (
+    BadRows,
     Common,
     Count,
     DataFlags,
@@ -305,6 +306,32 @@ class ChatConfig:
     def out(self) -> Path | None:
         """Where this stage would stand among the runs; it writes nothing."""
         return self.runs / "chat" if self.runs else None
+
+
+@dataclass
+class DataConfig:
+    """Look at a data set: what it is, what each stage could learn from it, what is wrong in it."""
+
+    source: Positional[str]
+    """File, folder or hub name."""
+    columns: Name = None
+    """Columns under other names: prompt=question,response=answer (ours=theirs)."""
+    recipe: Name = None
+    """How to read a known data set, or none [default: by its name or the first row's fields]."""
+    bad_rows: BadRows = None
+    """Stop at a row that cannot be used, or count it [default: drop, which counts]."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Leave out equal rows but the first, and all comparisons that contradict each other."""
+    rows: Count = None
+    """Read only so many rows, the first; of a hub name no more are fetched."""
+    rejected: Rejected = None
+    """Make comparisons of a set without: each answer against another row's."""
+    seed: int = 0
+    """Seed of what is drawn."""
+    tokenizer: Name = None
+    """Directory or hub name whose tokens are counted [default: words are counted]."""
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass
