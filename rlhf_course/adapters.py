@@ -155,7 +155,7 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
             out[key] = merged.to(out[key].dtype)
     for name, module in quantized.items():
         if module.source_cls.__name__ == "Conv1D":  # GPT-2 keeps its weights transposed
-            out[f"{_plain(name)}.weight"] = out[f"{_plain(name)}.weight"].t()
+            out[f"{plain_name(name)}.weight"] = out[f"{plain_name(name)}.weight"].t()
     return out
 
 

@@ -52,6 +52,7 @@ def export_world(config: settings.WorldConfig) -> Path:
 COMMANDS: dict[str, tuple[type, str]] = {
     "demo": (settings.DemoConfig, "demo:demo"),
     "world": (settings.WorldConfig, ""),
+    "data": (settings.DataConfig, "look:data"),
     "pretrain": (settings.PretrainConfig, "pretrain:pretrain"),
     "sft": (settings.SFTConfig, "sft:sft"),
     "comparisons": (settings.ComparisonsConfig, "comparisons:comparisons"),

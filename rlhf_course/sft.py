@@ -158,41 +158,6 @@ def _require_prefix(beginning: list[int], tokens: list[int]) -> None:
         )
 
 
-class Fitted(NamedTuple):
-    """Dialogues that fit the context, and what it took."""
-
-    examples: list[Example]
-    cut: int
-    """How many lost their end."""
-    dropped: int
-    """How many were left out, since nothing of an answer would have remained."""
-
-
-def fit_context(examples: Sequence[Example], context: int, truncate: bool = False) -> Fitted:
-    """Make sure that every dialogue fits into `context` tokens.
-
-    A dialogue that does not is an error, unless `truncate` allows to cut off its end. A cut answer
-    has no EOS, so nobody learns to stop there. Raises DataError naming the lengths, and when no
-    dialogue would be left.
-    """
-    too_long = [i for i, (tokens, _) in enumerate(examples) if len(tokens) > context]
-    if too_long and not truncate:
-        longest = max(too_long, key=lambda i: len(examples[i][0]))
-        raise DataError(
-            f"{len(too_long)} of {len(examples)} dialogues are longer than the context of "
-            f"{context} tokens; number {longest + 1} has {len(examples[longest][0])}, the most. "
-            "Take a model with a longer context, shorten the data, or cut them off with --truncate."
-        )
-    hopeless = {i for i in too_long if set(examples[i][1][1:context]) <= {IGNORE}}
-    if hopeless and len(hopeless) == len(examples):
-        raise DataError(
-            f"every prompt fills the context of {context} tokens: no token of an answer is left. "
-            "Take a model with a longer context, or shorten the prompts."
-        )
-    kept = [(t[:context], ls[:context]) for i, (t, ls) in enumerate(examples) if i not in hopeless]
-    return Fitted(kept, len(too_long) - len(hopeless), len(hopeless))
-
-
 # --------------------------------------------------------------------------------- labels and loss
 
 

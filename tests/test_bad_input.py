@@ -104,11 +104,12 @@ OF_SFT = [
     ([GOOD, GOOD | {"response": ""}], r'line 2: "response" is empty\. Fill it in'),
     ([GOOD | {"response": None}], r'"response" holds nothing \(null\)'),
     ([GOOD, GOOD | {"response": "x" * 100}],
-     r"1 of 2 dialogues are longer than the context of 32 tokens; number 2 has \d+, the most\. "
-     r"Take a model with a longer context.* --truncate"),
-    ([GOOD | {"prompt": "x " * 99}, GOOD], r"longer than the context of 32 tokens; number 1 has"),
+     r"line 2: \d+ tokens, exceed the context of 32; 1 of 2 rows are too long, this one the most\. "
+     r".*--too-long drop.* --too-long cut.* a longer context"),
+    ([GOOD | {"prompt": "x " * 99}, GOOD], r"line 1: \d+ tokens, exceed the context of 32"),
+    ([GOOD, GOOD | {"response": "x" * 1_000_000}], r"line 2: \d{6,} tokens, exceed the context"),
     ([GOOD, GOOD | {"response": "A <|endoftext|> B"}],
-     r"dialogue 2: an answer contains the text '<\|endoftext\|>'.* Remove it"),
+     r"data\.jsonl, line 2: an answer contains the text '<\|endoftext\|>'.* Remove it"),
 ]  # fmt: skip
 OF_COMPARISONS = [
     ([PAIR | {"rejected": PAIR["chosen"]}],
@@ -116,13 +117,13 @@ OF_COMPARISONS = [
     ([PAIR | {"chosen": ""}], r'"chosen" is empty'),
     ([{"prompt": "x", "responses": ["y"]}], r'"responses" holds a list of 1, not two or more'),
     ([PAIR, PAIR | {"rejected": "x " * 50}],
-     r"comparison 2 has \d+ tokens.* context is 32\. Drop such rows"),
-    ([PAIR | {"rejected": "<|endoftext|>"}], r"comparison 1: an answer contains"),
+     r"data\.jsonl, line 2: \d+ tokens, exceed the context of 32; 1 of 2 rows"),
+    ([PAIR | {"rejected": "<|endoftext|>"}], r"data\.jsonl, line 1: an answer contains"),
 ]  # fmt: skip
 OF_PROMPTS = [
     ([GOOD, GOOD | {"prompt": "x " * 50}],
-     r"data\.jsonl: 1 of 2 prompts are too long; the longest, number 2, has \d+ tokens and with "
-     r"--max-new-tokens 4 exceeds the context of 32\. Lower --max-new-tokens"),
+     r"data\.jsonl, line 2: \d+ tokens, and with 4 for the answer they exceed the context of 32; "
+     r"1 of 2 rows are too long.*--too-long drop"),
 ]  # fmt: skip
 
 
@@ -174,8 +175,8 @@ def test_too_few_rows_to_hold_any_out(fails, models):
 
 def test_every_dialogue_would_be_cut_to_nothing(fails, models):
     write(GOOD | {"prompt": "x " * 99})
-    message = fails(*SFT, "--model", models / "gpt", "--truncate")
-    assert search("every prompt fills the context of 32 tokens: no token of an answer", message)
+    message = fails(*SFT, "--model", models / "gpt", "--too-long", "cut")
+    assert search(r"no row is left .*: 1 prompt fills the context of 32 tokens", message)
 
 
 def test_after_an_error_the_mended_command_runs_in_the_same_folder(fails, models, capsys):
@@ -361,6 +362,12 @@ def test_what_the_parser_refuses(fails, arguments, told):
         ("sft --packing True --corpus-rows 4", "--packing and --corpus-rows do not go together"),
         ("sft --data x --corpus-rows 4 --packing False", "--corpus-rows needs an embedded world"),
         ("sft --warmup -1", "--warmup -1: give at least 0"),
+        ("sft --too-long drop", "--too-long says how --data is read: give --data"),
+        ("reward-model --rejected shuffled", "--rejected says how --data is read: give --data"),
+        ("ppo --data x --recipe tulu", "--recipe tulu: there are hh-rlhf, .*, and none"),
+        ("sft --data x --rows 0", "--rows 0: give at least 1"),
+        ("pretrain --data x --too-long cut", "--too-long does nothing here"),
+        ("sft --data data.jsonl --columns prmpt=a", "--columns prmpt=a: 'prmpt' is no field of"),
         ("sft --validation 1 --data data.jsonl", r"held-out fraction 1\.0: give a number"),
         ("pretrain --window 100", "--window 100: a row must fit the context of 64 tokens"),
         ("pretrain --data data.jsonl --vocab-size 100", "a vocabulary of 100: give at least 260"),

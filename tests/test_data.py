@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from rlhf_course.data import (
     Dialogue,
     Preference,
     PromptRow,
+    Reading,
+    read,
     read_comparisons,
     read_dialogues,
     read_documents,
@@ -21,8 +24,10 @@ from rlhf_course.data import (
     split_rows,
 )
 from rlhf_course.errors import ConfigError, DataError
-from rlhf_course.sources import load_rows
+from rlhf_course.sources import load_rows, short_name
+from rlhf_course.world import make_world
 
+DROP = Reading(bad_rows="drop")
 USER = {"role": "user", "content": "Why?"}
 ASSISTANT = {"role": "assistant", "content": "Because."}
 HH = "\n\nHuman: Hi\n\nAssistant: Hello. You?\n\nHuman: Well: and you?\n\nAssistant:"
@@ -31,20 +36,6 @@ HH_PROMPT = [
     {"role": "assistant", "content": "Hello. You?"},
     {"role": "user", "content": "Well: and you?"},
 ]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """write(row, row, …) -> a JSON-lines file of them; a text stands as it is."""
-
-    def write(*rows, name="rows.jsonl"):
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return path
-
-    return write
 
 
 # --- sources ---------------------------------------------------------------------------------
@@ -173,6 +164,55 @@ def test_a_hub_name_is_split_into_name_configuration_and_split(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(("asked", "ways"), [
+    ("owner/set:test", [(None, "test")]),
+    ("owner/set:train_prefs", [(None, "train_prefs")]),
+    ("owner/set:validation[:10]", [(None, "validation[:10]")]),
+    ("owner/set:main", [("main", "train")]),
+    ("owner/set:part_b", [("part_b", "train"), (None, "part_b")]),
+    ("owner/set:dev", [(None, "dev"), ("dev", "train")]),
+])  # fmt: skip
+def test_behind_the_colon_stands_a_split_or_a_configuration(monkeypatch, asked, ways):
+    import datasets
+
+    heard = []
+
+    def load_dataset(name, config, split, **more):
+        heard.append((config, split))
+        if heard[-1] != ways[-1]:
+            raise ValueError("no such configuration, or no such split")
+        return datasets.Dataset.from_list([{"text": "x"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_rows(asked) == [{"text": "x"}]
+    assert heard == ways
+
+
+def test_of_a_hub_name_no_more_rows_are_fetched_than_asked_for(monkeypatch):
+    import datasets
+
+    fetched = []
+
+    def load_dataset(name, config, split, streaming=False):
+        assert streaming
+        for n in range(1000):
+            fetched.append(n)
+            yield {"text": f"row {n}"}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(read(("owner/set"), "prompts", Reading(rows=3, columns="prompt=text")).items) == 3
+    assert len(fetched) == 3
+
+
+@pytest.mark.parametrize(("source", "name"), [
+    ("a/b/hh.jsonl.gz", "hh"), ("hh.json", "hh"), ("x.y.csv.gz", "x.y"), ("data/sets/", "sets"),
+    ("Anthropic/hh-rlhf", "hh-rlhf"), ("openai/gsm8k:main@test", "gsm8k-main"),
+    ("stanfordnlp/imdb:test[:5%]", "imdb"), ("name:train_sft", "name"),
+])  # fmt: skip
+def test_what_a_workspace_is_called_after(source, name):
+    assert short_name(source) == name
+
+
 # --- schemas ---------------------------------------------------------------------------------
 
 DIALOGUES = [
@@ -298,12 +338,224 @@ def test_a_bad_row_is_named_with_its_line_and_field(write, read, row, told):
 def test_bad_rows_are_left_out_only_when_asked_and_then_counted(write):
     same = {"prompt": "a", "chosen": "b", "rejected": "b"}
     path = write(GOOD, same, GOOD, same)
-    with pytest.warns(UserWarning, match=r"left out 2 of 4 rows\. The first: .*line 2: .*the same"):
-        assert read_comparisons(path, skip_bad=True) == [Preference("p", ("c", "d"))] * 2
-    with pytest.raises(DataError, match=r"all 1 rows are unusable"):
-        read_comparisons(write(same), skip_bad=True)
-    with pytest.raises(DataError, match="not valid JSON"):  # a broken file is not a bad row
-        read_comparisons(write(GOOD, "{"), skip_bad=True)
+    done = read(path, "comparisons", DROP)
+    assert done.items == [Preference("p", ("c", "d"))] * 2
+    assert (done.report.read, done.report.used) == (4, 2)
+    (told,) = done.report.dropped.values()
+    assert told.first == [f"{path}, line 2", f"{path}, line 4"]
+    with pytest.raises(DataError, match=r"all 1 rows are unusable. .*line 1: .*the same"):
+        read_comparisons(write(same), DROP)
+
+
+@pytest.mark.parametrize(("field", "values"), [("ranks", [2, 3, 1]), ("scores", [0.5, -1, 7])])
+def test_ranked_answers_stand_in_the_order_of_their_ranks_or_scores(write, field, values):
+    row = {"prompt": "Why?", "responses": ["B", "C", "A"], field: values}
+    assert read_comparisons(write(row)) == [Preference("Why?", ("A", "B", "C"))]
+    assert read_dialogues(write(row)) == [Dialogue("Why?", "A")]
+    for wrong, told in (([1, 1, 2], "one value"), ([1, 2], "needs 3 numbers"),
+                        ([1, 2, "3"], "needs 3 numbers"), (None, "needs 3"),
+                        ([1, 2, math.nan], "needs 3 numbers"),
+                        ([0, 1, True], "needs")):  # fmt: skip
+        with pytest.raises(DataError, match=told):
+            read_comparisons(write(row | {field: wrong}))
+
+
+# --- columns, rows, duplicates ---------------------------------------------------------------
+
+
+def test_columns_say_which_is_which_and_no_other_is_read(write):
+    row = {"q": "Why?", "meta": {"a.b": "Because."}, "messages": [USER], "answer": "no"}
+    path = write(row)
+    asked = Reading(columns="prompt=q, response=meta.a.b")
+    assert read_dialogues(path, asked) == [Dialogue("Why?", "Because.")]
+    assert read_prompts(path, asked) == [PromptRow("Why?", row)]  # a reward sees the whole row
+    assert read_documents(path, Reading(columns="text=answer")) == ["no"]
+    with pytest.raises(DataError, match=r"Found: prompt, answer\."):
+        read_dialogues(path, Reading(columns="prompt=q,answer"))  # bare: under its own name
+
+
+@pytest.mark.parametrize(("columns", "error", "told"), [
+    ("prompt=question", DataError, r"line 1: --columns prompt=question: there is no column "
+                                   r"'question'\. Found: q, a\."),
+    ("prompt=q.deep", DataError, "no column 'q.deep'"),
+    ("promt=q", ConfigError, "'promt' is no field of ours.*ours are messages, prompt"),
+    ("prompt=q,prompt=a", ConfigError, "stands there twice"),
+    ("", ConfigError, None),
+])  # fmt: skip
+def test_a_wrong_column_map_lists_what_was_found(write, columns, error, told):
+    path = write({"q": "Why?", "a": "Because."})
+    if told is None:  # nothing given: as without
+        with pytest.raises(DataError, match="Found: q, a"):
+            read_dialogues(path, Reading(columns=columns))
+        return
+    with pytest.raises(error, match=told):
+        read_dialogues(path, Reading(columns=columns, bad_rows="drop"))
+
+
+def test_a_column_that_only_some_rows_lack_makes_bad_rows_of_them(write):
+    path = write({"q": "a", "response": "b"}, {"response": "b"})
+    asked = Reading(columns="prompt=q,response", bad_rows="drop")
+    done = read(path, "dialogues", asked)
+    assert done.items == [Dialogue("a", "b")]
+    assert done.report.dropped["missing column"].first == [f"{path}, line 2"]
+
+
+def test_only_the_first_rows_are_read_when_asked(write):
+    path = write({"text": "a"}, {"text": "b"}, "{broken")
+    assert read_documents(path, Reading(rows=2)) == ["a", "b"]
+
+
+def test_equal_rows_are_always_counted_and_left_out_when_asked(write):
+    a, b = {"prompt": "p", "response": "r"}, {"prompt": "p", "response": "s"}
+    path = write(a, b, a, a | {"id": 7})
+    kept = read(path, "dialogues")
+    assert len(kept.items) == 4
+    assert (kept.report.duplicates.count, kept.report.dropped) == (2, {})
+    assert kept.report.duplicates.first == [f"{path}, line 3", f"{path}, line 4"]
+    left = read(path, "dialogues", Reading(duplicates="drop"))
+    assert left.items == [Dialogue("p", "r"), Dialogue("p", "s")]
+    assert left.report.dropped["duplicates"].count == 2
+    assert (left.report.read, left.report.used) == (4, 2)
+    texts = write({"text": "a"}, {"text": "b"}, {"text": "a"}, name="t.jsonl")
+    assert read_documents(texts, Reading(duplicates="drop")) == ["a", "b"]
+    assert len(read(path, "prompts", Reading(duplicates="drop")).items) == 1  # one prompt
+
+
+def test_comparisons_that_contradict_each_other_are_counted_and_both_left_out(write):
+    one, other = {"prompt": "p", "chosen": "a", "rejected": "b"}, GOOD
+    against = {"prompt": "p", "chosen": "b", "rejected": "a"}
+    path = write(one, other, against, one, other | {"prompt": "q"})
+    kept = read(path, "comparisons")
+    assert kept.report.contradictory.count == 3
+    assert kept.report.contradictory.first == [f"{path}, line {n}" for n in (1, 3, 4)]
+    left = read(path, "comparisons", Reading(duplicates="drop"))
+    assert [item.prompt for item in left.items] == ["p", "q"]  # GOOD's p has other answers
+    assert left.report.dropped["contradictory comparisons"].count == 3
+    with pytest.raises(DataError, match="contradicts another"):
+        read(write(one, against), "comparisons", Reading(duplicates="drop"))
+
+
+# --- what files hold -------------------------------------------------------------------------
+
+
+def test_csv_in_all_its_forms(tmp_path):
+    plain = 'prompt,response\r\n"a, b","two\nlines, ""quoted"""\r\n\r\nc,d\r\n'
+    rows = [
+        {"prompt": "a, b", "response": 'two\nlines, "quoted"'},
+        {"prompt": "c", "response": "d"},
+    ]
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + plain.encode())
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(plain.encode()))
+    (tmp_path / "a.tsv").write_text('prompt\tresponse\na, b\t"two\nlines, ""quoted"""\nc\td\n')
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+    for name in ("a.csv", "a.csv.gz", "a.tsv", "a.json.gz"):
+        assert load_rows(tmp_path / name) == rows, name
+    long = "x" * 300_000  # the csv module stops at 131,072 characters unless told
+    (tmp_path / "b.csv").write_text(f"text\n{long}\n")
+    assert load_rows(tmp_path / "b.csv") == [{"text": long}]
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    ("a,b\n1,2\n3\n", r"line 3: 1 columns where the header has 2"),
+    ('a,b\n"1\n1",2\n3,4,5\n', r"line 4: 3 columns where the header has 2"),
+    ("a,a\n1,2\n", "two columns have one name"),
+    ('a,b\n"1,2\n', "not readable as CSV"),
+    ("a,b\n", "no row in it"),
+])  # fmt: skip
+def test_ragged_and_broken_csv(tmp_path, content, told):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=told):
+        load_rows(tmp_path / "a.csv")
+
+
+def test_ragged_and_unreadable_lines_are_bad_rows_like_others(tmp_path, write):
+    (tmp_path / "a.csv").write_text("prompt,response\na,b\nc\nd,e\n")
+    done = read(tmp_path / "a.csv", "dialogues", DROP)
+    assert done.items == [Dialogue("a", "b"), Dialogue("d", "e")]
+    done = read(write(GOOD, "{", "3", GOOD), "dialogues", DROP)
+    assert (done.report.read, len(done.items)) == (4, 2)
+    assert done.report.dropped["not readable"].count == 2
+    whole = gzip.compress(b"\n".join(json.dumps(GOOD | {"n": n}).encode() for n in range(9999)))
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read"):  # a broken file is no bad row
+        read(tmp_path / "a.jsonl.gz", "dialogues", DROP)
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}', '[{"a": 1},]', '[{"a": 1}] x', '[{"a": 1} {"a": 2}]',
+                                  "[", '[{"a": 1}]]'])  # fmt: skip
+def test_a_broken_list_is_an_error_wherever_it_breaks(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=r"a\.json: not valid JSON"):
+        load_rows(tmp_path / "a.json")
+
+
+def test_nested_values_of_parquet(tmp_path):
+    turns = [USER, ASSISTANT]
+    rows = [{"messages": turns, "n": 1}, {"messages": None, "n": None}, {"messages": [], "n": 2}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    done = read(tmp_path / "a.parquet", "dialogues", DROP)
+    assert done.items == [Dialogue("Why?", "Because.")]
+    assert done.report.dropped["wrong type"].first == [
+        f"{tmp_path / 'a.parquet'}, row {n}" for n in (2, 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [
+    "\U0001f600 \u0915\u094d\u0937 e\u0301", "a\0b", "\ufeffmarked", "\u202eright to left",
+])  # fmt: skip
+def test_every_unicode_text_goes_through_the_tokenizer_and_back(write, text):
+    (item,) = read_dialogues(write({"prompt": text, "response": text}))
+    tokenizer = make_world("town", "tiny").tokenizer
+    ids = tokenizer(item.response, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("half \ud83d of it", "half a character"), ("\udc00", "half a character"),
+    ("\ufeff", "empty text"), ("\u200b \u00a0\0", "empty text"), ("\t\r\n", "empty text"),
+])  # fmt: skip
+def test_text_that_no_tokenizer_can_read_or_that_holds_nothing(write, text, reason):
+    messages = {"messages": [USER, ASSISTANT | {"content": text}]}
+    path = write(GOOD, {"prompt": "a", "response": text}, messages)
+    done = read(path, "dialogues", DROP)
+    assert (len(done.items), done.report.dropped[reason].count) == (1, 2)
+    with pytest.raises(DataError, match="line 2"):
+        read_dialogues(path)
+
+
+def test_mixed_schemas_in_one_file_are_read_and_told(write):
+    path = write({"prompt": "a", "response": "b"}, {"messages": [USER, ASSISTANT]},
+                 {"question": "a", "answer": "c"}, {"messages": [USER, ASSISTANT]})  # fmt: skip
+    done = read(path, "dialogues")
+    assert len(done.items) == 4
+    told = "\n".join(done.report.lines())
+    assert (
+        "different fields: prompt, response (1, first line 1); messages (2, first line 2)" in told
+    )
+
+
+def test_a_row_of_a_megabyte_is_never_shown_whole(write):
+    long = "x" * 1_000_000
+    for row in ({"prompt": [long], "response": "b"}, {"prompt": "a", "response": [long]},
+                {"prompt": "a", "response": {"a": long}}, {long: "a"},
+                {"prompt": "a", "chosen": long, "rejected": long}, {"messages": long},
+                {"messages": [{"role": "user", "content": [long]}]}):  # fmt: skip
+        with pytest.raises(DataError) as error:
+            read_comparisons(write(row))
+        assert len(str(error.value)) < 1500
+        with pytest.raises(DataError) as error:
+            read_prompts(write({"prompt": 3} | row if "prompt" not in row else row))
+            read_dialogues(write(row))
+        assert len(str(error.value)) < 1500
+
+
+def test_the_report_counts_every_row_once(write):
+    rows = [GOOD, "{", {"prompt": "a"}, {"prompt": "", "response": "b"}, GOOD, GOOD]
+    done = read(write(*rows), "dialogues", Reading(bad_rows="drop", duplicates="drop"))
+    report = done.report.as_dict()
+    assert (
+        report["read"] == 6 == report["used"] + sum(c["count"] for c in report["dropped"].values())
+    )
+    assert json.loads(json.dumps(report)) == report
 
 
 # --- splitting -------------------------------------------------------------------------------

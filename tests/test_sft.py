@@ -326,27 +326,6 @@ def test_dialogues_nothing_can_be_learned_from_are_refused(tokenizer):
 # ----------------------------------------------------------------------------------- the context
 
 
-def test_too_long_a_dialogue_is_an_error_that_names_lengths():
-    examples = [([1] * n, [IGNORE] * 2 + [1] * (n - 2)) for n in (4, 9, 12, 8)]
-    assert sft.fit_context(examples, 12) == (examples, 0, 0)
-    with pytest.raises(DataError, match=r"2 of 4 .* 8 tokens; number 3 has 12"):
-        sft.fit_context(examples, 8)
-
-
-def test_truncation_is_counted_and_drops_what_has_no_answer_left():
-    ids = list(range(10))
-    examples = [
-        (ids[:5], [IGNORE] * 2 + ids[2:5]),
-        (ids, [IGNORE] * 5 + ids[5:]),
-        (ids, [IGNORE] * 6 + ids[6:]),
-    ]
-    fitted = sft.fit_context(examples, 6, truncate=True)
-    assert fitted.examples == [examples[0], (ids[:6], [IGNORE] * 5 + [5])]
-    assert (fitted.cut, fitted.dropped) == (1, 1)
-    with pytest.raises(DataError, match="every prompt fills the context of 6"):
-        sft.fit_context(examples[2:], 6, truncate=True)
-
-
 # ----------------------------------------------------------------------------------------- packing
 
 

@@ -25,6 +25,7 @@ from rlhf_course.progress import console
 from rlhf_course.runs import Run
 from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
+from rlhf_course.stages.loading import write_report
 from rlhf_course.stages.presets import identity, resolve, workspace
 from rlhf_course.stages.setup import complete, conclude
 
@@ -59,6 +60,7 @@ def ppo_ray(config: RayPPOConfig) -> Path:
         announce_cluster(config, cluster)
         trainer = RayTrainer(config, cluster)
         with run:
+            write_report(trainer.prompts.report, run.path)
             _train(run, trainer, cluster)
     return run.model_dir
 

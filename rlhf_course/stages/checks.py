@@ -10,7 +10,8 @@ import math
 from dataclasses import fields
 
 from rlhf_course.errors import ConfigError
-from rlhf_course.stages.flags import LORA_FLAGS, ModelFlags
+from rlhf_course.recipes import find
+from rlhf_course.stages.flags import LORA_FLAGS, DataFlags, ModelFlags
 from rlhf_course.stages.presets import SHAPES
 from rlhf_course.stages.settings import (
     ComparisonsConfig,
@@ -29,7 +30,7 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     **dict.fromkeys(
         ("checkpoint_every", "steps", "batch", "iterations", "epochs", "minibatch", "micro_batch",
          "prompts", "heldout", "context", "window", "vocab_size", "ptx_rows", "eval_every",
-         "eval_prompts", "max_new_tokens", "answers_per_prompt", "lora",
+         "eval_prompts", "max_new_tokens", "answers_per_prompt", "lora", "rows",
          "generation_batch"), COUNT),
     **dict.fromkeys(
         ("warmup", "corpus_rows", "critic_warmup", "hot_answers", "weight_decay", "kl_coef",
@@ -73,6 +74,8 @@ def check_settings(config) -> None:
         raise ConfigError(f"--temperature {temperature}: give a finite number above 0.")
     if isinstance(config, ModelFlags):
         _lora(config)
+    if isinstance(config, DataFlags):
+        _data(config)
     for kind, check in CHECKS.items():
         if isinstance(config, kind):
             check(config)
@@ -94,7 +97,25 @@ def _lora(config: ModelFlags) -> None:
         )
 
 
+def _data(config) -> None:
+    """The flags that say how --data is read belong to --data."""
+    if config.recipe not in (None, "none"):
+        find(config.recipe)
+    names = [field.name for field in fields(DataFlags)] + ["rejected"]
+    default = {field.name: field.default for field in fields(config)}
+    given = [name for name in names if name in default and getattr(config, name) != default[name]]
+    if given and not config.data:
+        raise ConfigError(
+            f"{flag(given[0])} says how --data is read: give --data, or leave it out."
+        )
+
+
 def _pretrain(config: PretrainConfig) -> None:
+    if config.too_long:
+        raise ConfigError(
+            "--too-long does nothing here: text of any length is read in rows of --window tokens. "
+            "Leave it out."
+        )
     if config.window > config.context:
         raise ConfigError(
             f"--window {config.window}: a row must fit the context of {config.context} tokens. "

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -30,6 +31,7 @@ from rlhf_course.runs import Run, State
 from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.evaluate import kl_to
+from rlhf_course.stages.loading import write_report
 from rlhf_course.stages.lora import (
     adapted,
     save_activations,
@@ -83,14 +85,14 @@ def answer_logprobs(model: nn.Module, rows: list[tuple[list[int], list[int]]]) -
 
 
 @torch.no_grad()
-def scored(model: nn.Module, ranked: list[Ranked]) -> list[Tensor]:
+def scored(model: nn.Module, ranked: Sequence[Ranked]) -> list[Tensor]:
     """`answer_logprobs` of every prompt's answers, (K,) each; every answer is read once."""
     rows = [(r.prompt, answer) for r in ranked for answer in r.answers]
     parts = [answer_logprobs(model, rows[i : i + PART]) for i in range(0, len(rows), PART)]
     return list(torch.cat(parts).split([len(r.answers) for r in ranked])) if parts else []
 
 
-def make_pairs(reference: nn.Module, ranked: list[Ranked], kind: str) -> list[Pair]:
+def make_pairs(reference: nn.Module, ranked: Sequence[Ranked], kind: str) -> list[Pair]:
     """The pairs of all prompts: "best_worst" takes one of each, "all" K(K-1)/2."""
     pairs = []
     for r, logprobs in zip(ranked, scored(reference, ranked), strict=True):
@@ -123,7 +125,8 @@ class DPOTrainer:
         self.reference = self.reference or frozen(copy.deepcopy(self.policy))
         save_activations(config, self.policy)
         context = self.policy.context
-        train, self.held, self.world = ranked_answers(config, self.tokenizer, context)
+        found = ranked_answers(config, self.tokenizer, context)
+        train, self.held, self.world, self.report = found
         self.pairs = make_pairs(self.reference, train, config.pairs)
         self.held_reference = scored(self.reference, self.held)
         self.tasks = self._tasks()
@@ -222,6 +225,7 @@ def dpo(config: DPOConfig) -> Path:
     run.total = trainer.total
     summary: dict = {}
     with run:
+        write_report(trainer.report, run.path)
         for step in run.steps(State({"policy": trainer.policy}, {"adam": trainer.optimizer})):
             began = time.perf_counter()
             metrics = trainer.update(step)

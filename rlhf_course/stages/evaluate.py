@@ -15,7 +15,6 @@ from torch import nn
 
 from rlhf_course.evaluation import distinct_n, entropy, honesty_table, win_rate
 from rlhf_course.files import require_writable, write_json
-from rlhf_course.pretrained_tokenizer import begun
 from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.rollout import action_logprobs
@@ -152,7 +151,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     name = config.model or before(config, "ppo")
     policy, own = load_policy(name, device)
     require_one_tokenizer(own, tokenizer, f"{name}: the policy", "the baseline")
-    corpus = Corpus(begun(world.documents("validation"), tokenizer), tokenizer, WINDOW)
+    corpus = Corpus(world.documents("validation"), tokenizer, WINDOW)
     reward = None
     folder = config.reward_model or workspace(config) / "reward_model" / "model"
     if config.reward_model or Path(folder).is_dir():

@@ -26,6 +26,13 @@ Normalization = Annotated[
     Literal["bias", "gain_bias", "none"] | None,
     arg(metavar="{bias,gain_bias,none}", help_behavior_hint=""),
 ]
+BadRows = Annotated[
+    Literal["stop", "drop"] | None, arg(metavar="{stop,drop}", help_behavior_hint="")
+]
+TooLong = Annotated[
+    Literal["stop", "drop", "cut"] | None, arg(metavar="{stop,drop,cut}", help_behavior_hint="")
+]
+Rejected = Annotated[Literal["shuffled"] | None, arg(metavar="{shuffled}", help_behavior_hint="")]
 
 
 Quantize = Annotated[
@@ -115,3 +122,23 @@ class ModelFlags:
     """Frozen weights under --lora in 8 or 4 bits (bitsandbytes)."""
     gradient_checkpointing: bool = False
     """Compute activations once more in the backward pass instead of keeping them."""
+
+
+@dataclass
+class DataFlags:
+    """How --data is read, for every stage that takes it."""
+
+    columns: Name = None
+    """Columns of --data under other names: prompt=question,response=answer (ours=theirs); no other
+    column is read then."""
+    recipe: Name = None
+    """How to read a known data set, or none [default: by its name or the first row's fields]."""
+    bad_rows: BadRows = None
+    """Stop at a row that cannot be used, or leave it out [default: stop; recipes: drop]."""
+    too_long: TooLong = None
+    """Rows beyond the context: stop, leave out, or cut, a dialogue's oldest turns first [default:
+    stop; recipes: drop]."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Leave out equal rows but the first, and all comparisons that contradict each other."""
+    rows: Count = None
+    """Read only so many rows, the first; of a hub name no more are fetched."""

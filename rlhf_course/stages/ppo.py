@@ -23,6 +23,7 @@ from rlhf_course.rollout import Rollout
 from rlhf_course.runs import Run, State
 from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
+from rlhf_course.stages.loading import write_report
 from rlhf_course.stages.lora import (
     adapted,
     lora_of,
@@ -183,6 +184,7 @@ def ppo(config: PPOConfig, kind: type[PPOTrainer] = PPOTrainer) -> Path:
         return run.model_dir
     trainer = kind(config, device)
     with run:
+        write_report(trainer.prompts.report, run.path)
         for step in run.steps(trainer.state()):
             run.log(step, *trainer.iterate(step))
         summary = {}

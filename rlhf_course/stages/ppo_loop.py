@@ -12,14 +12,14 @@ from dataclasses import replace
 
 import torch
 
-from rlhf_course.data import read_documents
+from rlhf_course.data import Documents
 from rlhf_course.errors import TrainingError, check_finite
 from rlhf_course.kl_control import PIKLController
 from rlhf_course.mdp import last_action, masked_mean
 from rlhf_course.moments import explained_variance
 from rlhf_course.ppo import AdaptiveKLController, FixedKLController
 from rlhf_course.ppo_ptx import EMAMoments, PopArt, PTXSettings, RunningMoments
-from rlhf_course.pretrained_tokenizer import begun
+from rlhf_course.reader import Reading
 from rlhf_course.rollout import PPOSettings, Rollout
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.prompts import Prompts, judged
@@ -72,10 +72,9 @@ class PPOLoop:
     def _corpus(self) -> Corpus:
         window = min(48, self.context)
         if self.config.ptx_data:
-            documents = read_documents(self.config.ptx_data)
-        else:
-            documents = self.prompts.world.documents("train")
-        return Corpus(begun(documents, self.tokenizer), self.tokenizer, window)
+            text = Documents(self.config.ptx_data, Reading(bad_rows=self.config.bad_rows))
+            return Corpus(text, self.tokenizer, window)
+        return Corpus(self.prompts.world.documents("train"), self.tokenizer, window)
 
     def counters(self) -> dict:
         """What a checkpoint holds beside weights and optimisers."""

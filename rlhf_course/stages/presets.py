@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlhf_course.errors import ConfigError
 from rlhf_course.gpt import GPTConfig
+from rlhf_course.sources import short_name
 from rlhf_course.stages.profiles import fill
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -26,7 +27,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "pretrain": {"steps": 700, "batch": 64, "lr": 3e-3, "warmup": 50, "context": 64,
                      "window": 48},
         "sft": {"steps": 450, "batch": 64, "lr": 1e-3, "warmup": 50, "corpus_rows": 0,
-                "packing": False},
+                "packing": False, "context": 256},
         "comparisons": {"prompts": 10000, "answers": 5, "hot_answers": 1},
         "reward_model": {"batch": 48, "lr": 5e-4, "warmup": 20, "epochs": 1, "pooling": "last",
                          "normalize": "bias"},
@@ -42,7 +43,7 @@ PRESETS: dict[tuple[str, str], dict[str, dict]] = {
         "pretrain": {"steps": 2000, "batch": 24, "lr": 4e-3, "warmup": 50, "context": 64,
                      "window": 48},
         "sft": {"steps": 500, "batch": 32, "lr": 1.5e-3, "warmup": 50, "corpus_rows": 6,
-                "packing": False},
+                "packing": False, "context": 256},
         "comparisons": {"prompts": 8000, "answers": 5, "hot_answers": 0},
         "reward_model": {"batch": 32, "lr": 1e-3, "warmup": 30, "epochs": 3, "pooling": "sum",
                          "normalize": "gain_bias"},
@@ -120,7 +121,10 @@ NO_CRITIC = {"critic_lr": None, "critic_warmup": 0, "critic_warmup_lr": None}
 # they say something else, so that a folder from before is still the run that it was.
 ADDED = {"world_seed": None, "advantages": "gae", "answers_per_prompt": 1, "lora": None,
          "lora_alpha": None, "lora_targets": None, "quantize": None, "generation_batch": None,
-         "rollout": "own"}  # fmt: skip
+         "rollout": "own", "columns": None, "recipe": None, "bad_rows": None, "too_long": None,
+         "duplicates": "keep", "rows": None, "rejected": None}  # fmt: skip
+# Settings that are gone, by a field that only their stage has, and what they were.
+GONE = {"corpus_rows": {"truncate": False}}
 
 
 # Bytes of weights from which a directory holds a model that others have trained: GPT-2's 124 M
@@ -185,7 +189,7 @@ def workspace(config) -> Path:
     data = getattr(config, "data", None)
     return (
         Path("runs")
-        / f"{Path(data).stem if data else config.world}-{config.size}-seed{config.seed}"
+        / f"{short_name(data) if data else config.world}-{config.size}-seed{config.seed}"
     )
 
 
@@ -193,8 +197,11 @@ def identity(config) -> dict:
     """What makes the run what it is: every setting that changes its result, as plain JSON."""
     skip = {"out", "overwrite", "checkpoint_every", "track", "reward_timeout", "reward_retries",
             "gradient_checkpointing", "profile", "cuda_graphs"}  # fmt: skip
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
-            if k not in skip and not (k in ADDED and v == ADDED[k])}  # fmt: skip
+    gone = next((was for name, was in GONE.items() if hasattr(config, name)), {})
+    return gone | {
+        k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()
+        if k not in skip and not (k in ADDED and v == ADDED[k])
+    }  # fmt: skip
 
 
 def model_shape(size: str, vocab_size: int, context: int) -> GPTConfig:

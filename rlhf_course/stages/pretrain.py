@@ -11,15 +11,14 @@ from pathlib import Path
 
 from torch import nn
 
-from rlhf_course.data import read_documents, split_rows
 from rlhf_course.errors import ConfigError, check_finite
 from rlhf_course.evaluation import corpus_perplexity
 from rlhf_course.gpt import next_token_loss
-from rlhf_course.pretrained_tokenizer import begun
 from rlhf_course.runs import Run, State
 from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
-from rlhf_course.stages.corpus import Corpus
+from rlhf_course.stages.corpus import Corpus, words_of
+from rlhf_course.stages.loading import read_text, tell, write_report
 from rlhf_course.stages.presets import SHAPES, identity, resolve
 from rlhf_course.stages.settings import PretrainConfig
 from rlhf_course.stages.setup import (
@@ -36,10 +35,12 @@ from rlhf_course.world.tokenizer import train_tokenizer
 
 
 def prepare(config: PretrainConfig, device):
-    """(model, tokenizer, training corpus, validation corpus)."""
+    """(model, tokenizer, training corpus, validation corpus, report of --data or None)."""
+    report = tokenizer = None
     if config.data:
-        held, texts = split_rows(read_documents(config.data), 0.1, config.seed)
-        tokenizer = None
+        documents, held, texts = read_text(config)
+        held, texts, report = documents.part(held), documents.part(texts), documents.report
+        tell(report)
     else:
         world = world_for(config)
         texts, held = world.documents("train"), world.documents("validation")
@@ -47,16 +48,17 @@ def prepare(config: PretrainConfig, device):
     if config.model and config.model not in SHAPES:
         model, tokenizer = load_policy(config.model, device)
     else:
-        tokenizer = tokenizer or train_tokenizer(texts, config.vocab_size, whole_words=False)
+        tokenizer = tokenizer or train_tokenizer(
+            words_of(texts), config.vocab_size, whole_words=False
+        )
         model = new_model(config.model or config.size, tokenizer, config.context, config.seed)
     if config.window > model.context:
         raise ConfigError(
             f"--window {config.window}: a row must fit the context of the model, {model.context}."
         )
-    texts, held = begun(texts, tokenizer), begun(held, tokenizer)
     train = Corpus(texts, tokenizer, config.window, "the training part of the text")
     validation = Corpus(held, tokenizer, config.window, "the held-out part of the text")
-    return device.place(model), tokenizer, train, validation
+    return device.place(model), tokenizer, train, validation, report
 
 
 def perplexity_of(model: nn.Module, corpus: Corpus, limit: int = 512) -> float:
@@ -74,9 +76,10 @@ def pretrain(config: PretrainConfig) -> Path:
               config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
-    model, tokenizer, corpus, validation = prepare(config, device)
+    model, tokenizer, corpus, validation, report = prepare(config, device)
     optimizer = make_optimizer(model, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
     with run:
+        write_report(report, run.path)
         for step in run.steps(State({"model": model}, {"adam": optimizer})):
             began = time.perf_counter()
             lr = learning_rate(config.lr, step, config.steps, config.schedule, config.warmup,

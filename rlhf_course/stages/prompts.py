@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from rlhf_course.data import read_prompts, split_rows
-from rlhf_course.errors import DataError
+from rlhf_course.data_report import DataReport
+from rlhf_course.schemas import Prompt
 from rlhf_course.sft import encode_prompt
+from rlhf_course.sources import Row
+from rlhf_course.stages.fitting import Encoder, Fitter, TokenTable
+from rlhf_course.stages.loading import bad_rows, read_data, split_table, tell, too_long
 from rlhf_course.stages.rollouts import Answers, Task
 from rlhf_course.stages.settings import PPOConfig
 from rlhf_course.stages.setup import world_for
@@ -32,6 +36,22 @@ def judged(world, answers: Answers) -> dict[str, float]:
     return {"gold": sum(gold) / len(gold), **shares}
 
 
+class Tasks(Sequence):
+    """Prompts of a data set as tasks, which are made when they are asked for."""
+
+    def __init__(self, table: TokenTable, texts: list[tuple[Prompt, Row]], numbers: list[int]):
+        self._table, self._texts, self._numbers = table, texts, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        text, row = self._texts[self._numbers[i]]
+        return Task(text, self._table[i], row)
+
+
 class Prompts:
     """The tasks of iteration i: from the world, fresh each time, or from a data set, shuffled.
 
@@ -41,25 +61,28 @@ class Prompts:
     def __init__(self, config: PPOConfig, tokenizer, context: int):
         self.config, self.tokenizer = config, tokenizer
         self.world = None if config.data else world_for(config)
-        self.pool: list[Task] = []
-        self.held: list[Task] = []
+        self.pool: Sequence[Task] = []
+        self.held: Sequence[Task] = []
+        self.report: DataReport | None = None
         if config.data:
-            tasks = self.encode(context)
-            self.held, self.pool = split_rows(tasks, config.validation, config.seed)
+            self._encode(context)
 
-    def encode(self, context: int) -> list[Task]:
-        """Every prompt of the data set. Raises DataError when one leaves no room for an answer."""
-        rows, room = read_prompts(self.config.data), context - self.config.max_new_tokens
-        tasks = [Task(text, encode_prompt(self.tokenizer, text), row) for text, row in rows]
-        sizes = [len(task.tokens) for task in tasks]
-        if max(sizes) > room:
-            raise DataError(
-                f"{self.config.data}: {sum(s > room for s in sizes)} of {len(sizes)} prompts are "
-                f"too long; the longest, number {sizes.index(max(sizes)) + 1}, has {max(sizes)} "
-                f"tokens and with --max-new-tokens {self.config.max_new_tokens} exceeds the "
-                f"context of {context}. Lower --max-new-tokens, or drop the long prompts."
-            )
-        return tasks
+    def _encode(self, context: int) -> None:
+        """Every prompt of the data set into tokens. Raises DataError as --too-long says."""
+        config = self.config
+        data = read_data(config, "prompts")
+        encoder = Encoder(self.tokenizer, data.report, bad_rows(config, data))
+        table = TokenTable(lambda prompt: prompt)
+        fitter = Fitter(table, encoder, context, config.max_new_tokens)
+        for place, item in zip(data.places, data.items, strict=True):
+            fitter.add(place, item.prompt)
+        kept = fitter.fit(context, too_long(config, data), lambda i: (data.items[i].prompt, ()))
+        held, pool, held_rows, pool_rows = split_table(config, data, fitter, kept)
+        texts = [(fitter.prompts.get(i, item.prompt), item.row if config.reward else {})
+                 for i, item in enumerate(data.items)]  # fmt: skip
+        self.held, self.pool = Tasks(held, texts, held_rows), Tasks(pool, texts, pool_rows)
+        self.report = data.report
+        tell(data.report)
 
     def rows(self) -> dict[str, int]:
         """How many prompts the data set gave; a world makes new ones for every iteration."""

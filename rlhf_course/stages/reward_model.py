@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rlhf_course.data import Preference, read_comparisons, split_rows
+from rlhf_course.data_report import DataReport
 from rlhf_course.errors import DataError, TrainingError, check_finite
 from rlhf_course.evaluation import (
     expected_calibration_error,
@@ -24,10 +26,19 @@ from rlhf_course.evaluation import (
 from rlhf_course.padding import pad_rows
 from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
 from rlhf_course.runs import Run, State
-from rlhf_course.sft import encode_dialogue, encode_prompt
+from rlhf_course.sft import encode_prompt
 from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
+from rlhf_course.stages.fitting import Encoder, Fitter, TokenTable
+from rlhf_course.stages.loading import (
+    bad_rows,
+    read_data,
+    split_table,
+    tell,
+    too_long,
+    write_report,
+)
 from rlhf_course.stages.lora import (
     adapted,
     save_activations,
@@ -79,29 +90,6 @@ def encode_ranked(
     return Ranked(start, [a[: context - len(start)] for a in answers], source)
 
 
-def encode_rows(tokenizer, rows: list[Preference], context: int) -> list[Ranked]:
-    """A data set's comparisons as tokens, written by the chat template as SFT writes them.
-
-    Raises DataError naming the row that cannot be encoded, or the longest when it does not fit.
-    """
-    out = []
-    for number, row in enumerate(rows, 1):
-        try:
-            pairs = [encode_dialogue(tokenizer, row.prompt, answer) for answer in row.responses]
-        except DataError as error:
-            raise DataError(f"comparison {number}: {error}") from None
-        start = pairs[0][1]
-        out.append(Ranked(pairs[0][0][:start], [tokens[start:] for tokens, _ in pairs]))
-    sizes = [len(r.prompt) + max(map(len, r.answers)) for r in out]
-    if max(sizes) > context:
-        raise DataError(
-            f"comparison {sizes.index(max(sizes)) + 1} has {max(sizes)} tokens, prompt and answer "
-            f"together, and the model's context is {context}. Drop such rows, or start from a "
-            "model with a longer context."
-        )
-    return out
-
-
 def score_table(model: ScalarModel, part: list[Ranked]) -> tuple[Tensor, Tensor]:
     """(scores (prompts, K), mask (prompts, K)): every answer is read once.
 
@@ -122,7 +110,7 @@ def score_table(model: ScalarModel, part: list[Ranked]) -> tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def evaluate(model: ScalarModel, held: list[Ranked], world=None, size: int = PART) -> dict:
+def evaluate(model: ScalarModel, held: Sequence[Ranked], world=None, size: int = PART) -> dict:
     """Accuracy on held-out pairs (ties count half), the world's best possible, calibration."""
     if not held:
         return {}
@@ -150,15 +138,19 @@ def evaluate(model: ScalarModel, held: list[Ranked], world=None, size: int = PAR
     return out
 
 
-def ranked_answers(
-    config: RewardModelConfig | DPOConfig, tokenizer, context: int
-) -> tuple[list[Ranked], list[Ranked], World | None]:
-    """(training comparisons, held-out comparisons, the world or None): from --data, or from the
-    comparisons run that stands beside this stage's."""
+class Comparisons(NamedTuple):
+    """What there is to learn from, and the world or the report of --data it comes from."""
+
+    train: Sequence[Ranked]
+    held: Sequence[Ranked]
+    world: World | None = None
+    report: DataReport | None = None
+
+
+def ranked_answers(config: RewardModelConfig | DPOConfig, tokenizer, context: int) -> Comparisons:
+    """From --data, or from the comparisons run that stands beside this stage's."""
     if config.data:
-        rows = encode_rows(tokenizer, read_comparisons(config.data), context)
-        held, train = split_rows(rows, config.validation, config.seed)
-        return train, held, None
+        return _from_data(config, tokenizer, context)
     folder = workspace(config) / "comparisons"
     if not (folder / "done.json").exists():
         raise DataError(
@@ -171,11 +163,26 @@ def ranked_answers(
          for c in read_comparisons_run(folder / name)]
         for name in ("comparisons.jsonl", "heldout.jsonl")
     )  # fmt: skip
-    return train, held, world_for(config)
+    return Comparisons(train, held, world_for(config))
+
+
+def _from_data(config, tokenizer, context: int) -> Comparisons:
+    """Written by the chat template as SFT writes dialogues. Raises DataError naming the row."""
+    data = read_data(config, "comparisons")
+    policy = too_long(config, data)
+    encoder = Encoder(tokenizer, data.report, bad_rows(config, data))
+    table = TokenTable(lambda prompt, *answers: Ranked(prompt, list(answers)))
+    fitter = Fitter(table, encoder, context)
+    for place, item in zip(data.places, data.items, strict=True):
+        fitter.add(place, item.prompt, item.responses)
+    kept = fitter.fit(context, policy, lambda i: tuple(data.items[i]))
+    held, train, *_ = split_table(config, data, fitter, kept)
+    tell(data.report)
+    return Comparisons(train, held, report=data.report)
 
 
 def prepare(config: RewardModelConfig, device):
-    """(model, tokenizer, training comparisons, held-out comparisons, world or None)."""
+    """(model, tokenizer, comparisons)."""
     source = config.model or before(config, "sft")
     language_model, tokenizer = load_policy(source, device, weights_of(config, device))
     model = device.place(
@@ -183,7 +190,7 @@ def prepare(config: RewardModelConfig, device):
     )
     adapted(config, model.backbone, "reward model")
     save_activations(config, model)
-    return model, tokenizer, *ranked_answers(config, tokenizer, model.backbone.context)
+    return model, tokenizer, ranked_answers(config, tokenizer, model.backbone.context)
 
 
 def loss_of(
@@ -217,7 +224,7 @@ def backward(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) 
     return torch.stack(losses).sum()
 
 
-def as_pairs(ranked: list[Ranked], seed: int) -> list[Ranked]:
+def as_pairs(ranked: Sequence[Ranked], seed: int) -> list[Ranked]:
     """Every pair of every prompt as a comparison of its own, shuffled."""
     pairs = [
         Ranked(r.prompt, [r.answers[i], r.answers[j]], r.source)
@@ -227,7 +234,9 @@ def as_pairs(ranked: list[Ranked], seed: int) -> list[Ranked]:
 
 
 @torch.no_grad()
-def normalize(config: RewardModelConfig, model: ScalarModel, train: list[Ranked], world, tokenizer):
+def normalize(
+    config: RewardModelConfig, model: ScalarModel, train: Sequence[Ranked], world, tokenizer
+):
     """Set the bias on demonstrations (with --data: on chosen answers), or gain and bias on all
     answers of the training comparisons."""
     if config.normalize == "none":
@@ -261,13 +270,14 @@ def train_reward_model(config: RewardModelConfig) -> Path:
               config.overwrite, config.checkpoint_every, config.track)  # fmt: skip
     if complete(run):
         return run.model_dir
-    model, tokenizer, train, held, world = prepare(config, device)
+    model, tokenizer, (train, held, world, report) = prepare(config, device)
     if config.loss == "pairwise":
         train = as_pairs(train, config.seed)
     run.total = steps = config.steps or config.epochs * math.ceil(len(train) / config.batch)
     optimizer = make_optimizer(model, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
     summary: dict = {}
     with run:
+        write_report(report, run.path)
         for step in run.steps(State({"model": model}, {"adam": optimizer})):
             began = time.perf_counter()
             lr = learning_rate(config.lr, step, steps, config.schedule, config.warmup,

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from rlhf_course.choices import DeviceName, DtypeName
 from rlhf_course.stages.flags import (
+    BadRows,
     Common,
     Count,
+    DataFlags,
     Folder,
     ModelFlags,
     Name,
@@ -23,6 +25,7 @@ from rlhf_course.stages.flags import (
     Optimization,
     Pooling,
     ProfileFlag,
+    Rejected,
     Size,
     WorldName,
     YesNo,
@@ -30,13 +33,13 @@ from rlhf_course.stages.flags import (
 
 
 @dataclass
-class PretrainConfig(Optimization, Common):
+class PretrainConfig(Optimization, DataFlags, Common):
     """GPT: learn the corpus, token by token."""
 
     model: Name = None
     """Size, directory or hub name to go on from [default: a new one of --size]."""
     data: Name = None
-    """Text: .jsonl/.parquet file or folder, or hub name (field text) [default: the world]."""
+    """Text: file, folder or hub name (field text) [default: the world]."""
     context: Count = None
     """Longest sequence in tokens [by world; with --data 256]."""
     window: Count = None
@@ -46,7 +49,7 @@ class PretrainConfig(Optimization, Common):
 
 
 @dataclass
-class SFTConfig(ProfileFlag, ModelFlags, Optimization, Common):
+class SFTConfig(ProfileFlag, ModelFlags, Optimization, DataFlags, Common):
     """Supervised fine-tuning: imitate demonstrations."""
 
     model: Name = None
@@ -60,12 +63,10 @@ class SFTConfig(ProfileFlag, ModelFlags, Optimization, Common):
     """Rows of pretraining text in each batch, against forgetting [by world]."""
     packing: YesNo = None
     """Several dialogues in a row, without attention between them [by world]."""
-    context: int = 256
-    """Longest sequence of a new model trained on --data."""
+    context: Count = None
+    """Longest sequence of a new model [by world; with --data what 95 % of its rows need]."""
     vocab_size: int = 2048
     """Size of the tokenizer trained on --data."""
-    truncate: bool = False
-    """Cut dialogues that exceed the context (counted and reported) instead of refusing them."""
     eval_every: int = 50
     """Updates between two evaluations on held-out dialogues."""
     micro_batch: Count = None
@@ -89,7 +90,7 @@ class ComparisonsConfig(Common):
 
 
 @dataclass
-class RewardModelConfig(ProfileFlag, ModelFlags, Optimization, Common):
+class RewardModelConfig(ProfileFlag, ModelFlags, Optimization, DataFlags, Common):
     """Reward model: learn which answer people prefer."""
 
     model: Name = None
@@ -98,6 +99,8 @@ class RewardModelConfig(ProfileFlag, ModelFlags, Optimization, Common):
     """Comparisons: prompt/chosen/rejected or ranked responses [default: the comparisons run]."""
     validation: float = 0.1
     """Share of --data held out."""
+    rejected: Rejected = None
+    """Of --data without comparisons make some: each answer against another row's."""
     pooling: Pooling = None
     """Reward read at the EOS, or as mean or sum over the answer's tokens [by world]."""
     epochs: Count = None
@@ -111,7 +114,7 @@ class RewardModelConfig(ProfileFlag, ModelFlags, Optimization, Common):
 
 
 @dataclass
-class PPOConfig(ProfileFlag, ModelFlags, Common):
+class PPOConfig(ProfileFlag, ModelFlags, DataFlags, Common):
     """PPO-ptx: improve the policy by the reward, near the reference, without forgetting."""
 
     checkpoint_every: int = 5
@@ -222,7 +225,7 @@ class PPOConfig(ProfileFlag, ModelFlags, Common):
 
 
 @dataclass
-class DPOConfig(ProfileFlag, ModelFlags, Optimization, Common):
+class DPOConfig(ProfileFlag, ModelFlags, Optimization, DataFlags, Common):
     """DPO: learn from comparisons directly, without a reward model and without sampling."""
 
     model: Name = None
@@ -231,6 +234,8 @@ class DPOConfig(ProfileFlag, ModelFlags, Optimization, Common):
     """Comparisons: prompt/chosen/rejected or ranked responses [default: the comparisons run]."""
     validation: float = 0.1
     """Share of --data held out."""
+    rejected: Rejected = None
+    """Of --data without comparisons make some: each answer against another row's."""
     pairs: Literal["best_worst", "all"] = "best_worst"
     """Of K ranked answers: the best against the worst, or all K(K-1)/2 pairs."""
     beta: Number = None
@@ -313,6 +318,32 @@ class ChatConfig:
     def out(self) -> Path | None:
         """Where this stage would stand among the runs; it writes nothing."""
         return self.runs / "chat" if self.runs else None
+
+
+@dataclass
+class DataConfig:
+    """Look at a data set: what it is, what each stage could learn from it, what is wrong in it."""
+
+    source: Positional[str]
+    """File, folder or hub name."""
+    columns: Name = None
+    """Columns under other names: prompt=question,response=answer (ours=theirs)."""
+    recipe: Name = None
+    """How to read a known data set, or none [default: by its name or the first row's fields]."""
+    bad_rows: BadRows = None
+    """Stop at a row that cannot be used, or count it [default: drop, which counts]."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Leave out equal rows but the first, and all comparisons that contradict each other."""
+    rows: Count = None
+    """Read only so many rows, the first; of a hub name no more are fetched."""
+    rejected: Rejected = None
+    """Make comparisons of a set without: each answer against another row's."""
+    seed: int = 0
+    """Seed of what is drawn."""
+    tokenizer: Name = None
+    """Directory or hub name whose tokens are counted [default: words are counted]."""
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass

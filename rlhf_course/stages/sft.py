@@ -7,41 +7,44 @@ rlhf-course sft --data dialogues.jsonl --model small
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from rlhf_course.data import Dialogue, read_dialogues, split_rows
-from rlhf_course.errors import DataError, check_finite
+from rlhf_course.data import Read, split_rows
+from rlhf_course.data_report import DataReport
+from rlhf_course.errors import check_finite
 from rlhf_course.evaluation import exact_match
 from rlhf_course.gpt import generate
 from rlhf_course.padding import pad_rows, padded_length
-from rlhf_course.pretrained_tokenizer import begins_with_bos, begun
+from rlhf_course.pretrained_tokenizer import begins_with_bos
 from rlhf_course.progress import console
 from rlhf_course.runs import Run, State
+from rlhf_course.schemas import Dialogue
 from rlhf_course.sft import (
     IGNORE,
     PLAIN_TEMPLATE,
     Example,
     answer_loss,
-    encode_dialogue,
-    fit_context,
     mask_prompt,
     pack,
     segment_mask,
 )
 from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
-from rlhf_course.stages.corpus import Corpus
+from rlhf_course.stages.corpus import Corpus, words_of
+from rlhf_course.stages.fitting import LARGEST, Encoder, Fitter, TokenTable
+from rlhf_course.stages.loading import bad_rows, read_data, tell, too_long, write_report
 from rlhf_course.stages.lora import (
     adapted,
     save_activations,
     weights_of,
     write_adapter_beside,
 )
-from rlhf_course.stages.presets import SHAPES, identity, resolve
+from rlhf_course.stages.presets import DATA_DEFAULTS, SHAPES, identity, resolve
 from rlhf_course.stages.settings import SFTConfig
 from rlhf_course.stages.setup import (
     announce,
@@ -61,26 +64,28 @@ from rlhf_course.world.tokenizer import train_tokenizer
 class SFTData:
     """Encoded dialogues (tokens, labels), and the corpus rows mixed in against forgetting."""
 
-    train: list[Example]
-    held: list[Example]
+    train: Sequence[Example]
+    held: Sequence[Example]
     corpus: Corpus | None
+    report: DataReport | None
 
 
 def prepare(config: SFTConfig, device):
     """(model, tokenizer, data)."""
     corpus_texts = tokenizer = None
     if config.data:
-        dialogues, share = read_dialogues(config.data), config.validation
+        data, share = read_data(config, "dialogues"), config.validation
     else:
         world, share = world_for(config), 0.05
         dialogues = [Dialogue(d.prompt.text, d.response) for d in world.demonstrations()]
+        data = Read(dialogues, range(len(dialogues)), DataReport(config.world, "dialogues"))
         tokenizer, corpus_texts = world.tokenizer, world.documents("train")
+    held, train = split_rows(range(len(data.items)), share, config.seed)
+    model = None
     if config.model in SHAPES or (config.data and config.model is None):
         if tokenizer is None:
-            _, train = split_rows(dialogues, share, config.seed)
-            texts = [text for dialogue in train for text in dialogue.texts()]
-            tokenizer = train_tokenizer(texts, config.vocab_size, whole_words=False)
-        model = new_model(config.model or config.size, tokenizer, config.context, config.seed)
+            texts = (text for i in train for text in data.items[i].texts())
+            tokenizer = train_tokenizer(words_of(texts), config.vocab_size, whole_words=False)
     else:
         source = config.model or before(config, "pretrain")
         model, tokenizer = load_policy(source, device, weights_of(config, device))
@@ -88,30 +93,41 @@ def prepare(config: SFTConfig, device):
             console.print("[yellow]the tokenizer gets a chat template: User: Assistant:[/yellow]")
             bos = "{{ bos_token }}" if begins_with_bos(tokenizer) else ""
             tokenizer.chat_template = bos + PLAIN_TEMPLATE
-    examples = encode_all(dialogues, tokenizer, model.context, config.truncate)
-    held, train = split_rows(examples, share, config.seed)
+    table, kept, context = fit_dialogues(config, data, tokenizer, model)
+    if model is None:
+        model = new_model(config.model or config.size, tokenizer, context, config.seed)
+    held, train = (table.take([kept[i] for i in part if i in kept]) for part in (held, train))
+    data.report.held_out = len(held)
+    if config.data:
+        tell(data.report)
     corpus = None
     if config.corpus_rows and corpus_texts:
-        corpus = Corpus(begun(corpus_texts, tokenizer), tokenizer, min(48, model.context))
-    return device.place(model), tokenizer, SFTData(train, held, corpus)
+        corpus = Corpus(corpus_texts, tokenizer, min(48, model.context))
+    report = data.report if config.data else None
+    return device.place(model), tokenizer, SFTData(train, held, corpus, report)
 
 
-def encode_all(dialogues: list[Dialogue], tokenizer, context: int, truncate: bool) -> list[Example]:
-    """Every dialogue as (tokens, labels); says how many were cut when that was asked for."""
-    examples = []
-    for number, (prompt, response) in enumerate(dialogues, 1):
-        try:
-            tokens, start = encode_dialogue(tokenizer, prompt, response)
-        except DataError as error:
-            raise DataError(f"dialogue {number}: {error}") from None
-        examples.append((tokens, [IGNORE] * start + tokens[start:]))
-    fitted = fit_context(examples, context, truncate)
-    if fitted.cut or fitted.dropped:
-        console.print(
-            f"[yellow]{fitted.cut} dialogues cut to {context} tokens, {fitted.dropped} dropped "
-            f"because nothing of the answer was left, of {len(examples)}[/yellow]"
-        )
-    return fitted.examples
+def as_example(prompt: list[int], answer: list[int]) -> Example:
+    """Tokens and labels of a dialogue, the loss on the answer alone."""
+    return prompt + answer, [IGNORE] * len(prompt) + answer
+
+
+def fit_dialogues(
+    config: SFTConfig, data: Read, tokenizer, model: nn.Module | None
+) -> tuple[TokenTable, dict[int, int], int]:
+    """(the dialogues as tokens, dialogue -> its row there, the context), which is the model's, or
+    is chosen for a new one. Raises DataError as --too-long says."""
+    policy = too_long(config, data)
+    encoder = Encoder(tokenizer, data.report, bad_rows(config, data))
+    context = config.context if model is None else model.context
+    fitter = Fitter(TokenTable(as_example), encoder, context or LARGEST)
+    for place, (prompt, response) in zip(data.places, data.items, strict=True):
+        fitter.add(place, prompt, [response])
+    if context is None:
+        context = fitter.choose_context(policy, DATA_DEFAULTS["ppo"]["max_new_tokens"])
+        data.report.notes.append(f"context chosen for the new model: {context} tokens (--context)")
+    kept = fitter.fit(context, policy, lambda i: (data.items[i].prompt, [data.items[i].response]))
+    return fitter.table, kept, context
 
 
 def prompt_length(example: Example) -> int:
@@ -119,7 +135,7 @@ def prompt_length(example: Example) -> int:
     return sum(label == IGNORE for label in example[1])
 
 
-def padded(examples: list[Example], context: int) -> tuple[Tensor, Tensor]:
+def padded(examples: Sequence[Example], context: int) -> tuple[Tensor, Tensor]:
     """(tokens, labels), (B, T) long each, right-padded."""
     tokens = pad_rows([list(ids) for ids, _ in examples], 0, context)  # (B, T)
     prompts = torch.tensor([prompt_length(example) for example in examples])  # (B,)
@@ -190,7 +206,7 @@ def backward(model: nn.Module, batch: Batch, size: int | None, device: torch.dev
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, tokenizer, held: list[Example], answers: int = 64, size: int | None = None
+    model: nn.Module, tokenizer, held: Sequence[Example], answers: int = 64, size: int | None = None
 ) -> dict:
     """Loss on held-out answers, and the share of greedy answers that equal them exactly. size: rows
     a forward pass, and answers that are written at a time (None: 32, and all)."""
@@ -233,6 +249,7 @@ def sft(config: SFTConfig) -> Path:
     batches = Batches(config, data, model.context, tokenizer.pad_token_id or 0)
     optimizer = make_optimizer(model, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
     with run:
+        write_report(data.report, run.path)
         for step in run.steps(State({"model": model}, {"adam": optimizer})):
             began = time.perf_counter()
             lr = learning_rate(config.lr, step, config.steps, config.schedule, config.warmup,
