@@ -30,12 +30,12 @@ from rlhf_course.grading.settings import GradeConfig
 from rlhf_course.planning.doctor import DoctorConfig
 from rlhf_course.planning.settings import PlanConfig
 from rlhf_course.progress import console, error_console
-from rlhf_course.stages import settings
+from rlhf_course.stages import settings, viewing_settings
 
 INTERRUPTED = 130
 
 
-def export_world(config: settings.WorldConfig) -> Path:
+def export_world(config: viewing_settings.WorldConfig) -> Path:
     """Write a world's files; returns the folder."""
     from rlhf_course.world import make_world
 
@@ -51,8 +51,8 @@ def export_world(config: settings.WorldConfig) -> Path:
 # A stage's module is imported when its command is chosen: `--help` need not wait for all of them.
 COMMANDS: dict[str, tuple[type, str]] = {
     "demo": (settings.DemoConfig, "demo:demo"),
-    "world": (settings.WorldConfig, ""),
-    "data": (settings.DataConfig, "look:data"),
+    "world": (viewing_settings.WorldConfig, ""),
+    "data": (viewing_settings.DataConfig, "look:data"),
     "pretrain": (settings.PretrainConfig, "pretrain:pretrain"),
     "sft": (settings.SFTConfig, "sft:sft"),
     "comparisons": (settings.ComparisonsConfig, "comparisons:comparisons"),
@@ -61,7 +61,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "ppo-ray": (RayPPOConfig, "rlhf_course.distributed.ppo_ray:ppo_ray"),
     "dpo": (settings.DPOConfig, "dpo:dpo"),
     "evaluate": (settings.EvaluateConfig, "evaluate:evaluate"),
-    "chat": (settings.ChatConfig, "chat:chat"),
+    "chat": (viewing_settings.ChatConfig, "chat:chat"),
     "export": (ExportConfig, "rlhf_course.export.command:export"),
     "grade": (GradeConfig, "rlhf_course.grading.command:grade"),
     "plan": (PlanConfig, "rlhf_course.distributed.plan:plan"),

@@ -22,7 +22,7 @@ from rlhf_course.reward_model import ScalarModel
 from rlhf_course.sampling import generate
 from rlhf_course.sft import encode_dialogue, encode_prompt
 from rlhf_course.stages.chat import Chat
-from rlhf_course.stages.settings import ChatConfig
+from rlhf_course.stages.viewing_settings import ChatConfig
 
 QUICK = ["--threads", "1", "--device", "cpu", "--dtype", "float32", "--lr", "0.01"]
 PROMPTS = [f"What is {i * i}?" for i in range(10)]

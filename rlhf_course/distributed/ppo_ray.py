@@ -72,7 +72,7 @@ def _finish(run: Run, trainer: RayTrainer) -> None:
         summary["held_out_reward_after"] = trainer.held_out_reward()
     kl_target = config.kl_target if config.kl_coef else None
     where = f"{trainer.cluster.gpus} GPUs" if trainer.cluster.gpus else "CPU"
-    made = Provenance("ppo", config, f"a Ray cluster, {where}", trainer.prompts.rows())
+    made = Provenance("ppo", config, f"a Ray cluster, {where}", *trainer.prompts.provenance())
     conclude(run, made, trainer.export, summary, kl_target)
 
 

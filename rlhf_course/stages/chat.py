@@ -24,8 +24,8 @@ from rlhf_course.progress import console
 from rlhf_course.sampling import generate
 from rlhf_course.sft import encode_prompt
 from rlhf_course.stages.presets import PRESETS
-from rlhf_course.stages.settings import ChatConfig
 from rlhf_course.stages.setup import before, device_of, frozen, load_policy, world_of
+from rlhf_course.stages.viewing_settings import ChatConfig
 from rlhf_course.training import torch_generator
 from rlhf_course.world import Prompt, World
 

@@ -245,6 +245,7 @@ def dpo(config: DPOConfig) -> Path:
                 config,
                 str(device),
                 {"pairs": len(trainer.pairs), "held-out prompts": len(trainer.held)},
+                trainer.report,
             ),
             lambda folder: trainer.policy.save_pretrained(folder, trainer.tokenizer),
             summary or trainer.measure(),  # measured here where it was resumed behind the last step

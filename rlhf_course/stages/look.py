@@ -16,7 +16,7 @@ from rlhf_course.data_report import DataReport
 from rlhf_course.errors import DataError
 from rlhf_course.progress import console
 from rlhf_course.reader import Reading, parse_columns
-from rlhf_course.stages.settings import DataConfig
+from rlhf_course.stages.viewing_settings import DataConfig
 
 # What is read -> who learns from it.
 STAGES = {"documents": "pretrain", "dialogues": "sft", "comparisons": "reward-model, dpo",

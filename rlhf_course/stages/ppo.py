@@ -198,7 +198,7 @@ def ppo(config: PPOConfig, kind: type[PPOTrainer] = PPOTrainer) -> Path:
             lambda folder, base: trainer.policy.save_adapter(folder, base, trainer.tokenizer),
         )  # fmt: skip
         conclude(
-            run, Provenance("ppo", config, str(device), trainer.prompts.rows()),
+            run, Provenance("ppo", config, str(device), *trainer.prompts.provenance()),
             lambda d: trainer.policy.save_pretrained(d, trainer.tokenizer), summary,
             config.kl_target if config.kl_coef else None,
         )  # fmt: skip

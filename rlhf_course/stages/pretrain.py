@@ -100,7 +100,7 @@ def pretrain(config: PretrainConfig) -> Path:
             run.log(step, metrics, timing)
         conclude(
             run,
-            Provenance("pretrain", config, str(device), {"tokens": len(corpus.stream)}),
+            Provenance("pretrain", config, str(device), {"tokens": len(corpus.stream)}, report),
             lambda folder: model.save_pretrained(folder, tokenizer),
             {"validation_perplexity": perplexity_of(model, validation)},
         )

@@ -84,11 +84,11 @@ class Prompts:
         self.report = data.report
         tell(data.report)
 
-    def rows(self) -> dict[str, int]:
-        """How many prompts the data set gave; a world makes new ones for every iteration."""
+    def provenance(self) -> tuple[dict[str, int], DataReport | None]:
+        """(how many prompts the data set gave, its report); a world makes new ones each time."""
         if self.world is not None:
-            return {"answers": self.config.iterations * self.config.batch}
-        return {"prompts": len(self.pool), "held out": len(self.held)}
+            return {"answers": self.config.iterations * self.config.batch}, None
+        return {"prompts": len(self.pool), "held out": len(self.held)}, self.report
 
     def __call__(self, iteration: int) -> list[Task]:
         config = self.config

@@ -302,6 +302,6 @@ def train_reward_model(config: RewardModelConfig) -> Path:
         normalize(config, model, train, world, tokenizer)
         write_adapter_beside(run, config, config.model or before(config, "sft"), model.save_adapter)
         rows = {"comparisons": len(train), "held out": len(held)}
-        conclude(run, Provenance("reward_model", config, str(device), rows),
+        conclude(run, Provenance("reward_model", config, str(device), rows, report),
                  lambda folder: model.save_pretrained(folder, tokenizer), summary)  # fmt: skip
     return run.model_dir

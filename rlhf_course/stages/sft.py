@@ -279,6 +279,7 @@ def sft(config: SFTConfig) -> Path:
                 config,
                 str(device),
                 {"dialogues": len(data.train), "held out": len(data.held)},
+                data.report,
             ),
             lambda folder: model.save_pretrained(folder, tokenizer),
             evaluate(model, tokenizer, data.held, 256, config.micro_batch),
