@@ -46,8 +46,8 @@ def test_help_explains_every_flag(capsys, monkeypatch, name):
     for field in dataclasses.fields(kind):
         named = [i for i, line in enumerate(lines) if re.match(f"{flag_of(field.name)}[ ,]", line)]
         # [[: it has no flag, but a place
-        (i,) = named or [i for i, line in enumerate(lines) if line.startswith("[[")]
-        words = re.sub(r"^(\[\[.*\]\]|--\S+( \S+|, --no-\S+)?)", "", lines[i]).strip()
+        (i,) = named or [i for i, line in enumerate(lines) if re.match(r"\[\[|\[STR", line)]
+        words = re.sub(r"^(\[\[.*\]\]|\[STR\]|--\S+( \S+|, --no-\S+)?)", "", lines[i]).strip()
         words = words if re.match(r"\w", words) else lines[i + 1]  # [...]]: a list's own form
         assert re.match(r"\w[^{}]{8,}", words), f"{field.name}: {words!r}"
 

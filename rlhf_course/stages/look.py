@@ -13,7 +13,7 @@ from pathlib import Path
 from rlhf_course import recipes
 from rlhf_course.data import Documents, read
 from rlhf_course.data_report import DataReport
-from rlhf_course.errors import DataError
+from rlhf_course.errors import ConfigError, DataError
 from rlhf_course.progress import console
 from rlhf_course.reader import Reading, parse_columns
 from rlhf_course.stages.viewing_settings import DataConfig
@@ -33,6 +33,8 @@ def look(config: DataConfig) -> dict:
         config.columns, config.recipe, config.bad_rows, config.duplicates, config.rows,
         config.rejected, config.seed,
     )  # fmt: skip
+    if not config.source:
+        raise ConfigError("rlhf-course data: name a file, a folder, or a data set on the hub.")
     if config.columns:  # a wrong map is wrong for every kind
         named = None if config.recipe in (None, "none") else recipes.find(config.recipe)
         parse_columns(config.columns, named)

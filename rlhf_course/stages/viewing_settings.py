@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -49,8 +49,8 @@ class ChatConfig:
 class DataConfig:
     """Look at a data set: what it is, what each stage could learn from it, what is wrong in it."""
 
-    source: Positional[str]
-    """File, folder or hub name."""
+    source: Annotated[str, Positional] = ""
+    """File, folder or hub name [it has to be given]."""
     columns: Name = None
     """Columns under other names: prompt=question,response=answer (ours=theirs)."""
     recipe: Name = None
