@@ -6,13 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import tiny_families
 import torch
 
 from rlhf_course import cli
+from rlhf_course.device import Device
+from rlhf_course.distributed import one_process
 from rlhf_course.errors import ConfigError
 from rlhf_course.stages.ppo import ppo
+from rlhf_course.stages.presets import resolve
 from rlhf_course.stages.settings import PPOConfig
 
 ROOT = Path(__file__).parents[1]
@@ -72,3 +77,20 @@ def test_vllm_answers_with_the_weights_of_every_update(tmp_path):
     assert all(row["rollout_outside"] == 0 for row in found)
     assert found[2]["kl"] > 100 * found[2]["rollout_logprob_gap"]
     assert found[0]["kl"] == pytest.approx(0, abs=1e-3)
+
+
+def test_rows_without_a_token_have_a_logit_where_the_engine_can_draw_them(tmp_path, monkeypatch):
+    tiny_families.save("pythia", tmp_path / "model")  # its embedding is padded
+    (tmp_path / "d.jsonl").write_text('{"prompt": "Who?", "response": "She."}\n' * 4)
+    (tmp_path / "padded_score.py").write_text(REWARD)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(one_process, "RolloutEngine", mock.MagicMock())
+    config = PPOConfig(
+        data=str(tmp_path / "d.jsonl"), model=str(tmp_path / "model"), rollout="vllm",
+        reward="padded_score:score", advantages="rloo", batch=4, max_new_tokens=4,
+    )  # fmt: skip
+    trainer = one_process.VLLMTrainer(resolve(config, "ppo"), Device(torch.device("cpu"), None, 1))
+    rows = trainer.policy.model.get_output_embeddings().weight.shape[0]
+    assert rows > len(trainer.tokenizer)
+    for model in (trainer.policy, trainer.reference):
+        assert model(torch.tensor([[3, 4]])).shape[-1] == rows

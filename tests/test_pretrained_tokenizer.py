@@ -92,7 +92,7 @@ def test_bos_is_written_once_or_never(name):
     tokenizer = tokenizer_of(family)
     assert pretrained.begins_with_bos(tokenizer) == family.adds_bos
     begun = pretrained.begun(["ab", "c"], tokenizer)
-    corpus = Corpus(begun * 4, tokenizer, 3)
+    corpus = Corpus(["ab", "c"] * 4, tokenizer, 3)
     bos = tokenizer.bos_token_id if family.adds_bos else None
     assert corpus.stream.tolist().count(bos) == (8 if family.adds_bos else 0)
     assert begun == ([family.bos + "ab", family.bos + "c"] if family.adds_bos else ["ab", "c"])

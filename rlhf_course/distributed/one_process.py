@@ -20,6 +20,7 @@ from rlhf_course import adapters
 from rlhf_course.distributed.engine import RolloutEngine, engine_environment
 from rlhf_course.errors import ConfigError
 from rlhf_course.gpt import GPT, huggingface_tensor
+from rlhf_course.huggingface import HuggingFaceLM
 from rlhf_course.mdp import importance_weights
 from rlhf_course.planning.installed import installed
 from rlhf_course.rollout import Rollout
@@ -41,6 +42,14 @@ class VLLMTrainer(PPOTrainer):
     def __init__(self, config: PPOConfig, device):
         os.environ.update(engine_environment(device.device.type))
         super().__init__(config, device)
+        if adapters.is_adapter(Path(self.source)):
+            raise ConfigError(
+                f"--rollout vllm: {self.source} is an adapter, and the engine starts from a whole "
+                "model. Give model/ of a run, or merge it with peft first."
+            )
+        for model in (self.policy, self.reference):
+            if isinstance(model, HuggingFaceLM):  # the engine draws from every row's logit
+                model.written = model.vocab_size
         threads = torch.get_num_threads()
         lengths = [len(t.tokens) for t in (*self.prompts.held, *self.prompts.pool)]
         longest = max(lengths, default=self.context) + config.max_new_tokens
