@@ -96,8 +96,9 @@ def activations(job: Job, tokens: int) -> int:
     copied = not job.quantize and not (job.lora and job.base == job.products)
     copies = shape.layers * shape.layer_matrices * 2 if copied and job.products == 2 else 0
     if job.checkpointing:  # every layer's input, and one layer at a time in full
-        copies //= shape.layers
-        return tokens * (shape.layers * shape.width * 4 + one) + copies + ends
+        # Behind the forward pass all copies are there, in the backward pass one layer's.
+        again = max(tokens * one + copies // shape.layers, 0 if job.lora else copies)
+        return tokens * shape.layers * shape.width * 4 + again + ends
     return tokens * shape.layers * one + copies + ends
 
 
