@@ -176,6 +176,9 @@ def pass_peak(job: Job, model: Held, rows: int, wanted: int, tensors: int, more:
     # A tied embedding is both ends of the network: its gradient's two parts, and their sum.
     tied = wanted > 0 and job.shape.tied
     last = model.gradients + vd * (int(more) + 2 * tied)
+    if job.checkpointing:  # the first layer is computed again when all others have gradients
+        lacking = 0 if more or tied else vd
+        last = max(last, model.gradients - lacking + rows * job.length * layer_bytes(job))
     return max(first, last)
 
 
