@@ -1,6 +1,5 @@
 """--micro-batch: less memory, the same update."""
 
-import copy
 import json
 from dataclasses import replace
 
@@ -145,22 +144,3 @@ def test_the_whole_stage_learns_the_same(tmp_path, monkeypatch):
         losses.append([json.loads(line)["loss"] for line in lines])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0][0] != losses[0][2]
-
-
-def test_lowered_models_say_the_same_to_the_last_bit():
-    from rlhf_course.device import Device
-
-    tokens = torch.arange(40).view(2, 20) % VOCABULARY
-    for kind in KINDS:
-        device = Device(CPU, torch.bfloat16, 1)
-        plain = device.place(tiny(kind)).requires_grad_(False).eval()
-        low = device.lower(copy.deepcopy(plain))
-        assert torch.equal(low(tokens), plain(tokens))
-        kinds = {p.dtype for p in low.parameters()}
-        assert kinds == {torch.float32, torch.bfloat16}
-        reward = ScalarModel.from_language_model(plain).requires_grad_(False)
-        scores = reward.token_scores(tokens)
-        assert torch.equal(device.lower(reward).token_scores(tokens), scores)
-        assert reward.head.weight.dtype == torch.float32
-        alone = Device(CPU, None, 1).lower(tiny(kind))
-        assert {p.dtype for p in alone.parameters()} == {torch.float32}

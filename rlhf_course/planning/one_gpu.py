@@ -96,8 +96,9 @@ def activations(job: Job, tokens: int) -> int:
     copied = not job.quantize and not (job.lora and job.base == job.products)
     copies = shape.layers * shape.layer_matrices * 2 if copied and job.products == 2 else 0
     if job.checkpointing:  # every layer's input, and one layer at a time in full
-        copies //= shape.layers
-        return tokens * (shape.layers * shape.width * 4 + one) + copies + ends
+        # Behind the forward pass all copies are there, in the backward pass one layer's.
+        again = max(tokens * one + copies // shape.layers, 0 if job.lora else copies)
+        return tokens * shape.layers * shape.width * 4 + again + ends
     return tokens * shape.layers * one + copies + ends
 
 
@@ -175,6 +176,9 @@ def pass_peak(job: Job, model: Held, rows: int, wanted: int, tensors: int, more:
     # A tied embedding is both ends of the network: its gradient's two parts, and their sum.
     tied = wanted > 0 and job.shape.tied
     last = model.gradients + vd * (int(more) + 2 * tied)
+    if job.checkpointing:  # the first layer is computed again when all others have gradients
+        lacking = 0 if more or tied else vd
+        last = max(last, model.gradients - lacking + rows * job.length * layer_bytes(job))
     return max(first, last)
 
 
