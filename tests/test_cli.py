@@ -155,6 +155,7 @@ NOT_OURS |= {
     "--force-reinstall",
 }
 NOT_OURS |= {"--extra-index-url", "--shm-size", "--install"}  # pip's, docker's, wsl's
+NOT_OURS |= {"--module", "--standalone", "--nnodes", "--nproc"}  # deepspeed's, torchrun's
 
 
 def flags() -> set[str]:

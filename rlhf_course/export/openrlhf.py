@@ -96,7 +96,7 @@ def _supervised(source: Source) -> Command:
     if source.stage == "sft":
         values |= {"data__input_key": "input", "data__output_key": "output"}
         if config.packing:
-            notes.append("--packing: add --ds.packing_samples where flash-attention is installed.")
+            notes.append("--packing: add ds.packing_samples where flash-attention is installed.")
     else:
         values |= {"data__prompt_key": "prompt", "data__chosen_key": "chosen",
                    "data__rejected_key": "rejected"}  # fmt: skip
@@ -110,15 +110,41 @@ def _supervised(source: Source) -> Command:
 
 
 def _ppo(source: Source) -> Command:
-    config, notes = source.config, list(source.notes)
+    config, notes, count = source.config, list(source.notes), Rollouts.of(source)
     if source.template:
         raise ConfigError(
             f"--to openrlhf: the tokenizer of {source.start} has no chat template, and its PPO "
             "takes none by a flag. Start from an SFT model, whose tokenizer has one."
         )
-    count = Rollouts.of(source)
-    gae, wide = config.advantages == "gae", config.reward_clip or 1e6
-    sizes: dict[str, Any] = {
+    gae = config.advantages == "gae"
+    values: dict[str, Any] = {
+        "actor__model_name_or_path": source.start,
+        "reward__model_name_or_path": source.reward_model,
+        "reward__remote_url": "./reward.py" if config.reward else None,
+        "critic__model_name_or_path": (source.reward_model or source.start) if gae else None,
+        "ds__value_head_prefix": "score",
+        **_sizes(source, count), **_algorithm(source),
+        **_optimizers(source, count.updates, notes),
+        "actor__num_gpus_per_node": 1, "critic__num_gpus_per_node": 1 if gae else None,
+        "ref__num_gpus_per_node": 1, "reward__num_gpus_per_node": 1,
+        "vllm__num_engines": 1, "vllm__gpu_memory_utilization": 0.4,
+        "train__colocate_all": True, "vllm__enable_sleep": True, "ds__enable_sleep": True,
+        "actor__gradient_checkpointing_enable": bool(
+            getattr(config, "gradient_checkpointing", False)),
+        "ckpt__output_dir": "./out/model", "ckpt__path": "./out/checkpoints",
+        "ckpt__save_steps": config.checkpoint_every, **_machine(config),
+    }  # fmt: skip
+    command = Command(["python", "-m", "openrlhf.cli.train_ppo_ray"], flags(**values))
+    command.notes = [*notes, *_ppo_notes(source)]
+    if config.reward:
+        command.files["reward.py"] = reward_script(config, OPENRLHF, (source.tokenizer.eos_token,))
+    return command
+
+
+def _sizes(source: Source, count: Rollouts) -> dict[str, Any]:
+    """The data, and how much of what at once."""
+    config = source.config
+    return {
         "rollout__batch_size": count.prompts, "rollout__n_samples_per_prompt": count.answers,
         "rollout__micro_batch_size": count.micro, "rollout__max_new_tokens": config.max_new_tokens,
         "rollout__temperature": config.temperature, "train__batch_size": count.minibatch,
@@ -128,14 +154,13 @@ def _ppo(source: Source) -> Command:
         "data__input_key": "input", "data__label_key": "label", "data__apply_chat_template": True,
         "data__max_len": source.longest_prompt + config.max_new_tokens,
     }  # fmt: skip
-    models: dict[str, Any] = {
-        "actor__model_name_or_path": source.start,
-        "reward__model_name_or_path": source.reward_model,
-        "reward__remote_url": "./reward.py" if config.reward else None,
-        "critic__model_name_or_path": (source.reward_model or source.start) if gae else None,
-        "ds__value_head_prefix": "score",
-    }  # fmt: skip
-    algorithm: dict[str, Any] = {
+
+
+def _algorithm(source: Source) -> dict[str, Any]:
+    """Advantages, KL, clipping, and what an answer that never ended is worth."""
+    config = source.config
+    gae, wide = config.advantages == "gae", config.reward_clip or 1e6
+    values: dict[str, Any] = {
         "algo__advantage__estimator": ESTIMATORS[config.advantages],
         "algo__advantage__gamma": config.gamma, "algo__advantage__lambd": config.lam,
         "algo__advantage__no_std_norm": gae and not config.whiten,
@@ -150,25 +175,11 @@ def _ppo(source: Source) -> Command:
         "reward__normalize_enable": config.reward_norm != "none",
     }  # fmt: skip
     if controlled(source):
-        algorithm |= {"algo__kl__target": round(target_a_token(source), 6),
-                      "algo__kl__horizon": int(config.kl_horizon)}  # fmt: skip
+        values |= {"algo__kl__target": round(target_a_token(source), 6),
+                   "algo__kl__horizon": int(config.kl_horizon)}  # fmt: skip
     if config.eos_override is not None and config.eos_override < 0:
-        algorithm["reward__stop_properly_penalty_coef"] = config.eos_override
-    steps = _optimizers(source, count.updates, notes)
-    where = {"actor__num_gpus_per_node": 1, "critic__num_gpus_per_node": 1 if gae else None,
-             "ref__num_gpus_per_node": 1, "reward__num_gpus_per_node": 1,
-             "vllm__num_engines": 1, "vllm__gpu_memory_utilization": 0.4,
-             "train__colocate_all": True, "vllm__enable_sleep": True, "ds__enable_sleep": True,
-             "actor__gradient_checkpointing_enable": bool(
-                 getattr(config, "gradient_checkpointing", False)),
-             "ckpt__output_dir": "./out/model", "ckpt__path": "./out/checkpoints",
-             "ckpt__save_steps": config.checkpoint_every}  # fmt: skip
-    values = models | sizes | algorithm | steps | where | _machine(config)
-    command = Command(["python", "-m", "openrlhf.cli.train_ppo_ray"], flags(**values))
-    command.notes = [*notes, *_ppo_notes(source)]
-    if config.reward:
-        command.files["reward.py"] = reward_script(config, OPENRLHF, (source.tokenizer.eos_token,))
-    return command
+        values["reward__stop_properly_penalty_coef"] = config.eos_override
+    return values
 
 
 def _optimizers(source: Source, updates: int, notes: list[str]) -> dict[str, Any]:

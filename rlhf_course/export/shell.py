@@ -54,7 +54,7 @@ class Command:
 
 
 def flags(prefix: str = "--", **values: Any) -> list[list[str]]:
-    """`--name value` for every value; None is left out, True is the name alone, a tuple its words.
+    """A flag and its value for every value; None is left out, True is a flag alone, a tuple words.
 
     Two underscores in a name become a dot.
     """

@@ -147,6 +147,8 @@ def _ppo(source: Source) -> Command:
         "cliprange_value": config.value_clip or 1e6, "vf_coef": 0.1,
         "gamma": config.gamma, "lam": config.lam, "missing_eos_penalty": config.eos_penalty or None,
     }  # fmt: skip
+    del values["save_steps"], values["save_total_limit"]
+    values["save_strategy"] = "no"  # its checkpoints fail with transformers 5.19
     program = ["python", "ppo.py"]
     command = Command(program, flags(**values), [*source.notes, *_ppo_notes(source)])
     command.files["ppo.py"] = SCRIPT

@@ -60,5 +60,7 @@ trainer = PPOTrainer(
     peft_config=peft_config,
 )
 trainer.train()
-trainer.save_model(args.output_dir)
+# Not trainer.save_model: that of TRL 1.12 fails with transformers 5.19.
+trainer.accelerator.unwrap_model(trainer.model).policy.save_pretrained(args.output_dir)
+tokenizer.save_pretrained(args.output_dir)
 '''

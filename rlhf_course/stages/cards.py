@@ -102,7 +102,7 @@ def licence_of(made: Provenance) -> tuple[str, str]:
             "The weights were new, so the data decide: write the licence above before you pass "
             "this model on."
         )
-    return "apache-2.0", "New weights, trained on texts that rlhf-course generates."
+    return "apache-2.0", "New weights, trained on texts that this package generates."
 
 
 def settings_of(made: Provenance) -> dict[str, object]:
