@@ -80,7 +80,7 @@ def test_vllm_answers_with_the_weights_of_every_update(tmp_path):
 
 
 def test_rows_without_a_token_have_a_logit_where_the_engine_can_draw_them(tmp_path, monkeypatch):
-    tiny_families.save("pythia", tmp_path / "model")  # its embedding is padded
+    tiny_families.save("qwen2.5", tmp_path / "model")  # its embedding is padded
     (tmp_path / "d.jsonl").write_text('{"prompt": "Who?", "response": "She."}\n' * 4)
     (tmp_path / "padded_score.py").write_text(REWARD)
     monkeypatch.syspath_prepend(tmp_path)
