@@ -89,7 +89,7 @@ def test_the_figures_are_those_of_the_run(runs, stage):
 @pytest.mark.parametrize("stage", WITH_MODEL)
 def test_the_recipe_has_every_setting_that_was_given(runs, stage):
     text = card(runs / stage).text
-    shown = cells(text[text.index("## Provenance") : text.index("## Data")])
+    shown = cells(text[text.index("## Recipe") : text.index("## Data")])
     config = read_json(runs / stage / "config.json")
     assert f"`rlhf-course {stage.replace('_', '-')}`" in text
     given = [*STAGES[stage][1:], *COMMON]

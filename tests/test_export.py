@@ -46,7 +46,7 @@ def place(tmp_path_factory):
     """A folder whose name a shell would break, with data, a policy and a reward model."""
     folder = tmp_path_factory.mktemp("it's $HOME & «more»")
     tokenizer = train_tokenizer(TEXTS, 300, whole_words=False)
-    model = GPT(model_shape("tiny", len(tokenizer), 64))
+    model = GPT(model_shape("tiny", len(tokenizer), 128))
     model.save_pretrained(folder / "policy", tokenizer)
     ScalarModel.from_language_model(model).save_pretrained(folder / "reward", tokenizer)
     for stage, rows in DATA.items():

@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,12 @@ def records(file: Path):
 
 
 def files(out: Path) -> list[Path]:
-    return sorted((out / "wandb").glob("*-run-*/*.wandb"))
+    """The .wandb files, once they are whole: wandb's service writes on when `finish` is back."""
+    found = sorted((out / "wandb").glob("*-run-*/*.wandb"))
+    for file in found:
+        test_runs.until(lambda file=file: "exit" in {r.WhichOneof("record_type")
+                                                     for r in records(file)})  # fmt: skip
+    return found
 
 
 def sent(file: Path) -> list[dict]:
@@ -176,6 +182,7 @@ def test_a_run_that_is_tracked_later_shows_its_past_too(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(Boom):
         train(out, "tensorboard", after_log=at(7, boom))
+    next_second()
     train(out, "both")
     (file,) = files(out)
     assert sent(file) == recorded(out)
@@ -193,6 +200,12 @@ def test_overwriting_a_run_begins_another(tmp_path):
     assert sent(file) == [{"step": 0, "loss": 1.0}]
 
 
+def next_second() -> None:
+    """TensorBoard puts files in order by the second in their names; processes lie further apart."""
+    now = int(time.time())
+    test_runs.until(lambda: int(time.time()) > now)
+
+
 def scalars(out: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -206,6 +219,7 @@ def test_tensorboard_shows_every_step_once_after_a_failure(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(Boom):
         train(out, "tensorboard", after_log=at(7, boom))
+    next_second()
     train(out, "tensorboard")
     seen = scalars(out)
     assert set(seen) == {"loss", "kl_coef", "std", "seconds"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_course.data import Prompt
+from rlhf_course.schemas import Prompt
 
 
 def messages(prompt: Prompt) -> list[dict[str, str]]:

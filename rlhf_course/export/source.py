@@ -11,31 +11,27 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from rlhf_course import checkpoints
-from rlhf_course.data import (
-    Dialogue,
-    Prompt,
-    PromptRow,
-    read_comparisons,
-    read_dialogues,
-    read_prompts,
-    split_rows,
-)
+from rlhf_course import adapters, checkpoints
+from rlhf_course.data import split_rows
 from rlhf_course.errors import ConfigError, DataError
 from rlhf_course.export.settings import ExportConfig
 from rlhf_course.files import read_json
 from rlhf_course.huggingface import load_tokenizer
+from rlhf_course.pretrained_tokenizer import begins_with_bos
 from rlhf_course.runs import read_metrics
+from rlhf_course.schemas import Dialogue, Preference, Prompt, PromptRow
 from rlhf_course.sft import PLAIN_TEMPLATE, encode_prompt
 from rlhf_course.stages.cards import start_of
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
+from rlhf_course.stages.loading import read_data, too_long
 from rlhf_course.stages.presets import resolve, workspace
 from rlhf_course.stages.settings import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_course.stages.setup import before, world_for
 from rlhf_course.training import derive_seed
 
 KINDS = {"sft": SFTConfig, "reward_model": RewardModelConfig, "dpo": DPOConfig, "ppo": PPOConfig}
+END = 4  # the most tokens that a template writes behind an answer
 # A setting that only this stage has.
 MARKS = {"packing": "sft", "pooling": "reward_model", "beta": "dpo", "kl_coef": "ppo"}
 
@@ -77,18 +73,29 @@ class Source:
     @property
     def longest(self) -> int:
         """Tokens of the longest row, prompt and answer."""
-        return max(self._tokens(row) for row in self.rows)
+        return min(max(self.tokens_of(row) for row in self.rows), self.context)
 
     @property
     def rows(self) -> list[Row]:
         """All of them."""
         return [*self.train, *self.held]
 
-    def _tokens(self, row: Row) -> int:
-        answers = [row.response] if isinstance(row, Dialogue) else [row.chosen, row.rejected]
-        written = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
-        ends = 4  # what a template may write behind an answer
-        return len(encode_prompt(self.tokenizer, row.prompt)) + max(map(len, written)) + ends
+    @property
+    def context(self) -> int:
+        """The most tokens that the model takes."""
+        found = checkpoints.read_config(checkpoints.resolve(self.start))
+        found = found.get("text_config") or found
+        return found.get("max_position_embeddings") or found.get("n_positions") or 1 << 20
+
+    def tokens_of(self, row: Row | Preference) -> int:
+        """Tokens of a row's prompt with its longest answer, in the chat template."""
+        answers = {Dialogue: lambda: [row.response], Pair: lambda: [row.chosen, row.rejected],
+                   Preference: lambda: row.responses, PromptRow: list}[type(row)]()  # fmt: skip
+        start = len(encode_prompt(self.tokenizer, row.prompt))
+        if not answers:
+            return start
+        written = self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+        return start + max(map(len, written)) + END
 
 
 def settings_of_run(run: Path) -> tuple[str, Any]:
@@ -118,6 +125,39 @@ def settings_of_flags(asked: ExportConfig) -> tuple[str, Any]:
     return stage, config
 
 
+def _start(stage: str, config) -> tuple[str | Path, Path]:
+    """(the model that the stage starts from, its directory)."""
+    start = start_of(config, stage)
+    if start is None:
+        raise ConfigError(
+            "this run begins with new weights, and the other libraries begin with a checkpoint. "
+            "Name one with --model; that of this run goes on from where it ended."
+        )
+    if config.model is None:
+        start = before(config, Path(start).parts[-2])  # says how to make it
+    directory = checkpoints.resolve(start)
+    if adapters.is_adapter(directory):
+        raise ConfigError(
+            f"{start}: a LoRA adapter, and the other libraries start from whole weights. Merge it "
+            "into its base (peft's merge_and_unload), save that with its tokenizer, and name it "
+            "with --model."
+        )
+    return start, directory
+
+
+def _eos_note(directory: Path, tokenizer) -> list[str]:
+    """Where the tokenizer's files name another EOS than the one that ends an answer."""
+    from transformers import AutoTokenizer
+
+    named = AutoTokenizer.from_pretrained(directory).eos_token
+    if named == tokenizer.eos_token:
+        return []
+    return [
+        f"The tokenizer's EOS is {named}, its chat template ends an answer with "
+        f"{tokenizer.eos_token}: we stop at the second, the other library may need to be told."
+    ]
+
+
 def read_source(asked: ExportConfig) -> Source:
     """Everything that is exported. Raises ConfigError, DataError or ModelError like the stage."""
     if (asked.run is None) == (asked.stage is None):
@@ -130,19 +170,13 @@ def read_source(asked: ExportConfig) -> Source:
     stage, config = settings_of_run(asked.run) if asked.run else settings_of_flags(asked)
     if asked.model:
         config.model = asked.model
-    start = start_of(config, stage)
-    if start is None:
-        raise ConfigError(
-            "this run begins with new weights, and the other libraries begin with a checkpoint. "
-            "Name one with --model; that of this run goes on from where it ended."
-        )
-    if config.model is None:
-        start = before(config, Path(start).parts[-2])  # says how to make it
-    directory = checkpoints.resolve(start)
+    start, directory = _start(stage, config)
     tokenizer = load_tokenizer(directory, str(start))
     source = Source(stage, config, place(start), None, [], [], tokenizer)
+    source.notes = _eos_note(directory, tokenizer)
     if tokenizer.chat_template is None:
-        source.template = tokenizer.chat_template = PLAIN_TEMPLATE
+        bos = "{{ bos_token }}" if begins_with_bos(tokenizer) else ""
+        source.template = tokenizer.chat_template = bos + PLAIN_TEMPLATE
     READERS[stage](source)
     if stage == "ppo":
         if not config.reward:
@@ -158,14 +192,37 @@ def place(name: str | Path) -> str:
     return Path(name).absolute().as_posix() if Path(name).is_dir() else str(name)
 
 
+def _fitting(source: Source, kind: str) -> tuple[list, list]:
+    """(training rows, held-out rows) of --data, read by its flags; without those that exceed the
+    model's context, unless such rows are an error (`--too-long stop`): then DataError."""
+    config, data = source.config, read_data(source.config, kind)
+    room = source.context - (config.max_new_tokens if kind == "prompts" else 0)
+    long = {i for i, item in enumerate(data.items) if source.tokens_of(item) > room}
+    policy = too_long(config, data)
+    if long and policy == "stop":
+        raise DataError(
+            f"{data.places[min(long)]}: {source.tokens_of(data.items[min(long)])} tokens exceed "
+            f"{room}; {len(long)} of {len(data.items)} rows are too long. Give --too-long drop."
+        )
+    if long:
+        source.notes.append(
+            f"{len(long)} of {len(data.items)} rows exceed {room} tokens and are left out"
+            + (", where our own stage cuts them." if policy == "cut" else ", as in our own stage.")
+        )
+    parts = split_rows(range(len(data.items)), config.validation, config.seed)
+    held, train = ([data.items[i] for i in part if i not in long] for part in parts)
+    if not train:
+        raise DataError(f"{config.data}: no row is left that fits the model's context.")
+    return train, held
+
+
 def _read_dialogues(source: Source) -> None:
     config = source.config
     if config.data:
-        rows, share = read_dialogues(config.data), config.validation
+        source.train, source.held = _fitting(source, "dialogues")
     else:
         rows = [Dialogue(d.prompt.text, d.response) for d in world_for(config).demonstrations()]
-        share = 0.05
-    source.held, source.train = split_rows(rows, share, config.seed)
+        source.held, source.train = split_rows(rows, 0.05, config.seed)
     if config.corpus_rows:
         source.notes.append(
             f"--corpus-rows {config.corpus_rows}: pretraining text in each batch, against "
@@ -187,8 +244,7 @@ def _pairs(source: Source, ranked: list[tuple[Prompt, tuple[str, ...]]]) -> list
 def _read_pairs(source: Source) -> None:
     config = source.config
     if config.data:
-        rows = [(p.prompt, p.responses) for p in read_comparisons(config.data)]
-        held, train = split_rows(rows, config.validation, config.seed)
+        train, held = _fitting(source, "comparisons")
     else:
         train, held = _world_comparisons(source)
     source.train, source.held = _pairs(source, train), _pairs(source, held)
@@ -227,8 +283,7 @@ def _world_comparisons(source: Source) -> tuple[list, list]:
 def _read_prompts(source: Source) -> None:
     config = source.config
     if config.data:
-        rows = read_prompts(config.data)
-        source.held, source.train = split_rows(rows, config.validation, config.seed)
+        source.train, source.held = _fitting(source, "prompts")
         return
     count = config.batch // config.answers_per_prompt
     extra = {} if config.known_share is None else {"known_share": config.known_share}
