@@ -617,13 +617,13 @@ for name, run in broken.items():
 # %% [markdown]
 # ## Scale it up
 #
-# The same trainer takes your text and GPT-2's shape (124 million parameters, 12 blocks of width
-# 768) or goes on from a checkpoint of the hub:
+# The same trainer takes your text and GPT-2's shape (124 million parameters, 12 blocks of width 768:
+# `--size gpt2`) or goes on from a checkpoint of the hub (`--model` with its owner):
 #
 # ```bash
 # rlhf-course pretrain --size gpt2                                   # the town, a larger one
-# rlhf-course pretrain --data stanfordnlp/imdb --model gpt2 --batch 32 --window 512 --steps 430 --lr 5e-5 --out runs/imdb/pretrain
-# rlhf-course pretrain --data my_text.jsonl --model Qwen/Qwen2.5-0.5B --batch 8 --window 512 --lr 1e-5 --out runs/mine/pretrain
+# rlhf-course pretrain --data stanfordnlp/imdb --model openai-community/gpt2 --batch 32 --context 512 --window 512 --steps 430 --lr 5e-5 --out runs/imdb/pretrain
+# rlhf-course pretrain --data my_text.jsonl --model Qwen/Qwen2.5-0.5B --batch 8 --context 512 --window 512 --lr 1e-5 --out runs/mine/pretrain
 # ```
 #
 # | | expect | |

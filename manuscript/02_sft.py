@@ -504,17 +504,17 @@ for name, run in both.items():
 # ## Scale it up
 #
 # ```bash
-# rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --model gpt2 --profile colab-a100 --steps 4000 --lr 5e-5 --out runs/hh-gpt2/sft
+# rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --model openai-community/gpt2 --profile colab-a100 --steps 4000 --lr 5e-5 --out runs/hh-gpt2/sft
 # rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --model Qwen/Qwen2.5-0.5B --profile colab-a100 --steps 4000 --lr 1e-5 --out runs/hh/sft
 # rlhf-course sft --data Anthropic/hh-rlhf --too-long drop --rows 20000 --model Qwen/Qwen2.5-0.5B --steps 500 --lr 1e-4 \
 #     --lora 16 --gradient-checkpointing --profile colab-t4 --out runs/hh-t4/sft           # a T4, or 8 GB
-# rlhf-course sft --data dialogues.jsonl --model gpt2 --lr 5e-5 --out runs/mine/sft        # your own data
+# rlhf-course sft --data dialogues.jsonl --model openai-community/gpt2 --lr 5e-5 --out runs/mine/sft        # your own data
 # ```
 #
 # From `Anthropic/hh-rlhf` this learns the preferred transcript's last answer. Rows may have `messages`,
 # `prompt`/`response` and other usual names, and the known sets are recognised (`--recipe` names one:
-# `tldr`, `imdb`, `ultrafeedback`, `sql-create-context`). With `--data`, packing is on. GPT-2 brings no
-# chat template; it gets one in plain words (`rlhf_course.sft.PLAIN_TEMPLATE`). The learning rates set by
+# `tldr`, `imdb`, `ultrafeedback`, `sql-create-context`). With `--data`, packing is on. `--model gpt2`, without an owner, would
+# be a new model of GPT-2's shape. GPT-2 brings no chat template; it gets one in plain words (`rlhf_course.sft.PLAIN_TEMPLATE`). The learning rates set by
 # default are those of new models; one that has been pretrained wants a hundredth, an adapter a tenth.
 #
 # | | expect | |

@@ -640,10 +640,10 @@ print(f"the sum's accuracy on held-out comparisons: {accuracy:.1%}")
 #
 # ```bash
 # rlhf-course reward-model --data Anthropic/hh-rlhf --too-long drop --profile colab-a100 --lr 1e-5 --out runs/hh/reward_model
-# rlhf-course reward-model --data Anthropic/hh-rlhf --too-long drop --rows 20000 --model Qwen/Qwen2.5-0.5B --lr 1e-4 \
+# rlhf-course reward-model --data Anthropic/hh-rlhf --too-long drop --rows 20000 --lr 1e-4 \
 #     --lora 16 --gradient-checkpointing --profile colab-t4 --out runs/hh-t4/reward_model
 # rlhf-course reward-model --data openai/summarize_from_feedback --recipe summarize-from-feedback \
-#     --too-long drop --model gpt2 --lr 1e-5 --out runs/tldr-gpt2/reward_model
+#     --too-long drop --model openai-community/gpt2 --lr 1e-5 --out runs/tldr-gpt2/reward_model
 # ```
 #
 # (`prompt`/`chosen`/`rejected`, hh-rlhf's two transcripts and ranked `responses` are all understood.)

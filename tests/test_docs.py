@@ -79,7 +79,7 @@ SCALED = [pytest.param(scale_it_up(f), id=f.stem)
 @pytest.mark.parametrize("text", SCALED)
 def test_the_commands_that_scale_a_chapter_up_are_understood(text):
     asked = [each for each in commands(text) if each[0] == "rlhf-course"]
-    assert len(asked) >= 3
+    assert len(asked) >= 2
     assert all(cli.parse(arguments) for _, *arguments in asked)
 
 
