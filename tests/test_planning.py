@@ -112,7 +112,7 @@ def test_counts_are_those_of_our_models(kind, tmp_path):
 
 
 def test_models_that_cannot_be_counted(tmp_path):
-    with pytest.raises(ConfigError, match="--model 8b: neither one of 7b, 13b, 70b nor a direc"):
+    with pytest.raises(ConfigError, match="--model 8b: neither one of 7b, 13b, 70b, distilgpt2"):
         shape_of("8b")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         shape_of(str(tmp_path))
@@ -570,7 +570,7 @@ def test_the_command_says_what_to_change(capsys, monkeypatch):
         ("--micro-batch 0", "--micro-batch 0: give at least 1."),
         ("--gpu-memory nan", "--gpu-memory nan: give at least 1."),
         ("--ptx-rows -1", "--ptx-rows -1: give at least 0."),
-        ("--model nowhere", "--model nowhere: neither one of 7b, 13b, 70b nor a directory."),
+        ("--model nowhere", "--model nowhere: neither one of 7b, 13b, 70b, distilgpt2"),
         ("--zero-stage 2 --offload parameters", "--offload parameters needs --zero-stage 3"),
         ("--max-new-tokens 4000", "4512 tokens, and Llama 2 7B reads 4096 at most"),
         ("--no-colocate --gpus 4", "--no-colocate gives each of five roles GPUs of its own"),
