@@ -557,3 +557,53 @@ def test_the_package_itself_takes_it(place, tmp_path, monkeypatch, library):
     source = read_source(request)
     found = benchmark.CHECKS[library]("sft", source, benchmark.words_of(out))
     assert found["tokens"] == f"{len(source.train)} of {len(source.train)} rows as ours"
+
+
+# --- models and rows that do not go as they are -----------------------------------------------
+
+
+def test_an_adapter_is_asked_for_and_one_that_is_there_is_refused(place, tmp_path):
+    lora = "--lora 8 --lora-alpha 24 --lora-targets q_proj v_proj"
+    found = words(place, "trl", "sft", lora)
+    assert option(found, "--lora_r") == ["8"] and option(found, "--lora_alpha") == ["24"]
+    assert option(found, "--lora_target_modules") == ["q_proj", "v_proj"]
+    assert "--use_peft" in found
+    found = words(place, "openrlhf", "sft", lora)
+    assert option(found, "--ds.lora.rank") == ["8"] and option(found, "--ds.lora.alpha") == ["24"]
+    assert option(found, "--ds.lora.target_modules") == ["q_proj", "v_proj"]
+    found = words(place, "verl", "sft", lora)
+    assert option(found, "model.lora_rank") == ["8"]
+    assert option(found, "model.target_modules") == ["[q_proj,v_proj]"]
+    assert not any("lora" in word for word in words(place, "verl", "sft"))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": str(place / "policy")})
+    request = asked(place, "trl", "sft")
+    request.model = str(adapter)
+    with pytest.raises(ConfigError, match="a LoRA adapter, and the other libraries"):
+        read_source(request)
+
+
+def test_rows_beyond_the_context_are_counted_or_an_error(place, tmp_path):
+    rows = [*DIALOGUES, {"prompt": "Why? " * 200, "response": "So."}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    request = asked(place, "trl", "sft", "--too-long drop")
+    request.data = str(data)
+    source = read_source(request)
+    assert len(source.rows) == 10 and source.longest <= 128
+    assert "1 of 11 rows exceed 128 tokens" in " ".join(source.notes)
+    request.settings = ""
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 11: \d+ tokens exceed 128; 1 of 11"):
+        read_source(request)
+
+
+def test_data_are_read_by_the_flags_of_the_stage(place, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"ask": row["prompt"], "say": row["response"]} for row in DIALOGUES[:9]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 2), encoding="utf-8")
+    columns = "--columns prompt=ask,response=say --duplicates drop"
+    request = asked(place, "trl", "sft", columns)
+    request.data = str(data)
+    assert {row.response for row in read_source(request).rows} == {f"Answer {i}." for i in range(9)}
+    assert len(read_source(request).rows) == 9
