@@ -224,11 +224,12 @@ class Fitter:
         worst = max(long, key=self._needs.__getitem__)
         tokens = self._needs[worst] - self.reserve
         room = f", and with {self.reserve} for the answer they" if self.reserve else ","
+        lower = "lower --max-new-tokens, " if self.reserve else ""
         raise DataError(
             f"{self.places[worst]}: {tokens} tokens{room} exceed the context of {context}; "
             f"{len(long)} of {len(self._needs)} rows are too long, this one the most. Leave them "
-            "out with --too-long drop, shorten them with --too-long cut, or take a model with a "
-            "longer context (--context for a new one)."
+            f"out with --too-long drop, shorten them with --too-long cut, {lower}or take a model "
+            "with a longer context (--context for a new one)."
         )
 
     def _cut(self, i: int, context: int, prompt: Prompt, answers: Sequence[str]):
