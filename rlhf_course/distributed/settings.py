@@ -108,6 +108,19 @@ def check_devices(config: RayPPOConfig, gpus: int) -> None:
     config.device, config.dtype = device, config.dtype if gpus else "float32"
 
 
+def _one_process_alone(config: RayPPOConfig) -> dict[str, bool]:
+    """Message -> whether it is due: flags of `ppo` that a cluster does not honour."""
+    return {
+        "--rollout, --generation-batch, --cuda-graphs and --profile belong to `rlhf-course ppo`: "
+        "vLLM answers here, as many prompts at a time as its memory holds. Leave them out.":
+            config.rollout != "own"
+            or bool(config.generation_batch or config.profile or config.cuda_graphs),
+        "--lora and --quantize belong to `rlhf-course ppo`: on a cluster all weights are trained, "
+        "and ZeRO shares them out. Leave them out.":
+            any(getattr(config, name) is not None for name in LORA_FLAGS),
+    }  # fmt: skip
+
+
 def check_cluster(config: RayPPOConfig) -> None:
     """Raise ConfigError for numbers out of range and flags that contradict each other."""
     at_least_1 = ("actor_ranks", "critic_ranks", "reference_ranks", "reward_ranks", "engines",
@@ -131,13 +144,6 @@ def check_cluster(config: RayPPOConfig) -> None:
         f"{config.importance_high}.": not 0 < config.importance_low < config.importance_high,
         f"--gpu-memory-utilization {config.gpu_memory_utilization}: give a share above 0, up to 1.":
             not 0 < config.gpu_memory_utilization <= 1,
-        "--rollout, --generation-batch, --cuda-graphs and --profile belong to `rlhf-course ppo`: "
-        "vLLM answers here, as many prompts at a time as its memory holds. Leave them out.":
-            config.rollout != "own"
-            or bool(config.generation_batch or config.profile or config.cuda_graphs),
-        "--lora and --quantize belong to `rlhf-course ppo`: on a cluster all weights are trained, "
-        "and ZeRO shares them out. Leave them out.":
-            any(getattr(config, name) is not None for name in LORA_FLAGS),
         f"--timeout {config.timeout}: give seconds above 0.": not config.timeout > 0,
         "--advantages grpo and --importance: GRPO here takes no correction. Leave one out.":
             config.advantages == "grpo" and config.importance != "none",
@@ -159,6 +165,7 @@ def check_cluster(config: RayPPOConfig) -> None:
             bool(config.actor_ranks % config.autotp or config.critic_ranks % config.autotp),
         "--autotp and --colocate: a process that has cut one model by AutoTP can make no whole one "
         "beside it. Add --no-colocate.": config.autotp > 1 and config.colocate,
+        **_one_process_alone(config),
     }  # fmt: skip
     for message, wrong in contradictions.items():
         if wrong:
