@@ -29,7 +29,7 @@ from rlhf_course.distributed.updates import update_critic, update_policy
 from rlhf_course.distributed.zero import ZeroModel, ZeroSettings, join
 from rlhf_course.errors import CheckpointError, TrainingError
 from rlhf_course.huggingface import HuggingFaceLM
-from rlhf_course.mdp import action_mask, chunked_logprobs
+from rlhf_course.mdp import action_mask
 from rlhf_course.ppo_ptx import PTXSettings
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs
@@ -149,7 +149,7 @@ def updates(rank: int, world: int, case: Case, folder: Path, seen: dict) -> None
     policy, critic = (ZeroModel(m, settings, BETAS) for m in (policy, critic))
     part, mine = share(policy.group.rank(), policy.group.size(), batch, texts)
     for chunked in (rollout, ppo_ptx):
-        chunked.chunked_logprobs = functools.partial(chunked_logprobs, chunk_size=case.chunk)
+        chunked.rows_at_a_time = lambda vocabulary, most: case.chunk
     if case.load:
         state = load_file(folder / f"{case.load}.safetensors") if rank == 0 else None
         policy.load_state("policy", state)
