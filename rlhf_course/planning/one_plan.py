@@ -155,13 +155,13 @@ def check(config: PlanConfig, shape: ModelShape) -> None:
 
 
 def table_of(fits: dict[Way, dict[float, Fit | None]], sizes: list[float]) -> Table:
-    """One row for each way, one column for each GPU."""
-    table = Table()
-    table.add_column("flags")
+    """One row for each way, one column for each GPU; it fits a terminal of 80 columns."""
+    table = Table(padding=(0, 1, 0, 0), show_lines=True)
+    table.add_column("flags", min_width=len("--gradient-checkpointing"))
     for size in sizes:
         table.add_column(f"{size:g} GiB", justify="right")
     for way, row in fits.items():
-        cells = [f"{f.job.micro_batch} ({with_unit(f.memory.peak)})" if f else "–"
+        cells = [f"{f.job.micro_batch}\n{with_unit(f.memory.peak)}" if f else "–"
                  for f in row.values()]  # fmt: skip
         table.add_row(as_flags(way.flags()) or "(all weights)", *cells)
     return table
