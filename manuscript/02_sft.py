@@ -515,8 +515,7 @@ for name, run in both.items():
 # `prompt`/`response` and other usual names, and the known sets are recognised (`--recipe` names one:
 # `tldr`, `imdb`, `ultrafeedback`, `sql-create-context`). With `--data`, packing is on. `--model gpt2`, without an owner, would
 # be a new model of GPT-2's shape. GPT-2 brings no chat template; it gets one in plain words (`rlhf_course.sft.PLAIN_TEMPLATE`).
-# A model that has been pretrained wants a hundredth of a new one's learning rate, an adapter a tenth; that is what the
-# defaults do, and what is written out here.
+# A model that has been pretrained wants a hundredth of a new one's learning rate, an adapter a tenth.
 #
 # | | expect | |
 # |---|---|---|

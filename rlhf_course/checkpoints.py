@@ -59,10 +59,10 @@ def read_config(directory: str | os.PathLike) -> dict:
             f"{directory}: no config.json, so this is not a model directory. "
             "Give the directory that holds config.json and model.safetensors."
         )
-    return _read_object(path)
+    return read_object(path)
 
 
-def _read_object(path: Path) -> dict:
+def read_object(path: Path) -> dict:
     """A JSON file that holds an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -81,7 +81,7 @@ def weight_files(directory: str | os.PathLike) -> list[Path]:
     directory = Path(directory)
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        shards = _read_object(index).get("weight_map")
+        shards = read_object(index).get("weight_map")
         if not isinstance(shards, dict):
             raise CheckpointError(f"{index}: names no shards. Restore it or save the model again.")
         names = sorted(set(shards.values()))

@@ -110,7 +110,8 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """For the console; the first line is the sum."""
-        recipe = f", recipe {self.recipe} ({self.licence})" if self.recipe else ""
+        licence = f" ({self.licence})" if self.licence else ""
+        recipe = f", recipe {self.recipe}{licence}" if self.recipe else ""
         held = f", {self.held_out} of them held out" if self.held_out is not None else ""
         out = [f"{self.source}{recipe}: {self.read} rows read, {self.used} used{held}"]
         out += [f"  {note}" for note in self.notes]

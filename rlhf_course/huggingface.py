@@ -190,6 +190,7 @@ class Unadapted(nn.Module):
         super().__init__()
         self.adapted = model
         self.width, self.vocab_size, self.context = model.width, model.vocab_size, model.context
+        self.attention_kinds = model.attention_kinds
         self.train(model.training)
 
     def hidden_states(self, *args, **kwargs) -> Tensor:
@@ -239,16 +240,16 @@ def load_causal_lm(directory: Path, name: str, how: WeightFormat = PLAIN) -> GPT
 
 def _merged(directory: Path, name: str, how: WeightFormat) -> GPT | HuggingFaceLM:
     """The language model behind a peft directory."""
-    base = adapters.read_base_name(directory, name)
-    wrapped = load_causal_lm(checkpoints.resolve(base), base, replace(how, ours=False, bits=None))
-    wrapped.model = adapters.merge(wrapped.model, directory, name)
-    config = wrapped.model.config.to_dict()
     if how.bits is not None:
         raise ModelError(
             f"{name}: an adapter's directory, which cannot be rounded to {how.bits} bits as "
             "it is read. Merge it first: `rlhf-course sft` on it without --quantize, or peft's "
             "merge_and_unload and save_pretrained."
         )
+    base = adapters.read_base_name(directory, name)
+    wrapped = load_causal_lm(checkpoints.resolve(base), base, replace(how, ours=False))
+    wrapped.model = adapters.merge(wrapped.model, directory, name)
+    config = wrapped.model.config.to_dict()
     if how.ours and not unlike_ours(config):
         return GPT.from_huggingface(wrapped.model.state_dict(), config, name)
     return wrapped
@@ -262,13 +263,15 @@ def _checked(model: HuggingFaceLM, name: str) -> HuggingFaceLM:
             f"{name}: {type(model.model).__name__} has layers of the kind {sorted(others)[0]}, and "
             "this package makes masks for full and sliding attention only. Choose another model."
         )
-    tokens = torch.arange(4)[None] % model.vocab_size  # (1, 4)
-    causal = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    device = model.model.get_input_embeddings().weight.device  # of rounded weights: the GPU
+    tokens = torch.arange(4, device=device)[None] % model.vocab_size  # (1, 4)
+    causal = torch.ones(1, 1, 4, 4, dtype=torch.bool, device=device).tril()
     out = model.model.eval()(tokens).logits
     # In bf16 theirs are rounded once more: a step is 2^-8 of the number.
     tolerance = 1e-3 if out.dtype == torch.float32 else 0.05 * out.abs().max().item()
     try:
-        same = torch.allclose(model(tokens, causal), out.float(), rtol=1e-3, atol=tolerance)
+        ours = model(tokens, causal)
+        same = torch.allclose(ours, out.float().to(ours.device), rtol=1e-3, atol=tolerance)
     except (TypeError, ValueError, RuntimeError):  # it takes no such mask, no positions …
         same = False
     if not same:

@@ -84,7 +84,9 @@ class Reader:
 
     def _tell(self) -> None:
         if self.recipe:
-            self.report.recipe, self.report.licence = self.recipe.name, self.recipe.licence
+            self.report.recipe = self.recipe.name
+            # Who has the same fields need not have the same data: the licence is by name alone.
+            self.report.licence = None if self._recognise else self.recipe.licence
         asked = {"columns": self.reading.columns, "rows": self.reading.rows,
                  "bad_rows": self.bad_rows, "duplicates": self.reading.duplicates,
                  "rejected": self.reading.rejected}  # fmt: skip
@@ -146,9 +148,9 @@ class Reader:
             yield place, row
 
     def _begin(self, place: Place, row: Row) -> None:
-        if self._recognise:
+        if self._recognise and not (self.kind == "documents" and "text" in row):
             self.recipe = recipes.of_row(row)
-            if self.recipe and (self.kind != "documents" or "text" not in row):
+            if self.recipe:
                 self.report.notes.append(
                     f"recognised by its fields as {self.recipe.name}: {self.recipe.about} "
                     "(--recipe none reads it without)"

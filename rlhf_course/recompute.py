@@ -7,9 +7,11 @@ third more computing. Loss and gradient stay what they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_course.gpt import Block
@@ -18,9 +20,19 @@ from rlhf_course.huggingface import HuggingFaceLM
 
 def checkpoint_blocks(model: nn.Module) -> None:
     """Turn it on, in place, for every block in the model, ours or transformers'. Those of
-    transformers do so in training mode alone, in which they take no cache."""
+    transformers do so in training mode alone, in which they take no cache; so a model that is
+    trained is put into it."""
     for module in model.modules():
         if isinstance(module, Block):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            module.forward = partial(_recomputed, module.forward)
         elif isinstance(module, HuggingFaceLM):
             module.model.gradient_checkpointing_enable({"use_reentrant": False})
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                module.train()
+
+
+def _recomputed(forward: Callable[..., Tensor], *args) -> Tensor:
+    """A block's output; where there is no gradient there is nothing to keep or to compute again."""
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    return checkpoint(forward, *args, use_reentrant=False)

@@ -291,7 +291,10 @@ class ScalarModel(nn.Module):
     @torch.no_grad()
     def save_adapter(self, directory: str | os.PathLike, base: str) -> None:
         """Write adapter and head as a peft directory; base: what the training started from."""
-        write_reward_adapter(directory, self.backbone, self._folded()[0], base)
+        weight, token_bias, bias = self._folded()
+        more = {"reward_pooling": self.pooling, "reward_token_bias": token_bias.item(),
+                "reward_bias": bias.item()}  # fmt: skip
+        write_reward_adapter(directory, self.backbone, weight, base, more)
 
     @classmethod
     def from_pretrained(

@@ -21,6 +21,8 @@ from rlhf_course.pretrained_model import PLAIN, WeightFormat, quiet, without_dro
 from rlhf_course.quantized import keep_differentiable, quantization
 
 Backbone = GPT | HuggingFaceLM
+READING = "reward_config.json"
+"""Beside an adapter: how its reward is read, for which peft's format has no place."""
 
 
 def read_config(directory: Path, where: str) -> dict:
@@ -68,10 +70,14 @@ def _read_backbone(
         settings = without_dropout(AutoConfig.from_pretrained(directory))
         if how.bits is not None:
             with quiet():
-                base = AutoModel.from_pretrained(
+                base, info = AutoModel.from_pretrained(
                     directory, config=settings, use_safetensors=True, dtype=how.dtype,
-                    **quantization(how.bits, how.dtype, how.device),
+                    output_loading_info=True, **quantization(how.bits, how.dtype, how.device),
                 )  # fmt: skip
+            if info["missing_keys"]:
+                missing = ", ".join(sorted(info["missing_keys"])[:4])
+                raise CheckpointError(f"{where}: tensors are missing: {missing}. Restore it.")
+            checkpoints.require_finite(tensors, where)
             keep_differentiable(base)
             return HuggingFaceLM(base)
         base = AutoModel.from_config(settings, dtype=how.dtype)
@@ -89,6 +95,11 @@ def _merged(directory: Path, where: str, how: WeightFormat) -> tuple[Backbone, T
     """The reward model behind a peft directory, its head among the adapter's tensors."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    if how.bits is not None:
+        raise ModelError(
+            f"{where}: an adapter's directory, which cannot be rounded to {how.bits} bits as it is "
+            "read. Give a whole reward model, such as a run's model/, or leave --quantize out."
+        )
     name = adapters.read_base_name(directory, where)
     base = checkpoints.resolve(name)
     try:
@@ -109,6 +120,8 @@ def _merged(directory: Path, where: str, how: WeightFormat) -> tuple[Backbone, T
         )
     model = adapters.merge(model, directory, where)
     weight, config = model.score.weight.detach().float(), model.config.to_dict()
+    if (directory / READING).exists():
+        config |= checkpoints.read_object(directory / READING)
     if how.ours and not unlike_ours(config):
         tensors = {k: t for k, t in model.state_dict().items() if not k.startswith("score")}
         return GPT.from_huggingface(tensors, config, where), weight, config
@@ -185,13 +198,16 @@ def _backbone_tensors(backbone: Backbone) -> tuple[dict[str, Tensor], dict]:
 
 
 def write_reward_adapter(
-    directory: str | os.PathLike, backbone: HuggingFaceLM, weight: Tensor, base: str
+    directory: str | os.PathLike, backbone: HuggingFaceLM, weight: Tensor, base: str, more: dict
 ) -> None:
     """Write the peft directory of a reward model: the adapter, and the head among the modules to
     save. `peft.PeftModel.from_pretrained` opens it over
     `AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)`; its logits are the
-    rewards up to the constant, for which peft's format has no place."""
+    rewards up to the constant, for which peft's format has no place: `more`, pooling and constants,
+    stands in a file of ours beside it."""
     module: nn.Module = backbone.backbone
     adapters.write_adapter(
         directory, module, base, "SEQ_CLS", f"{module.base_model_prefix}.", {"score.weight": weight}
     )
+    text = json.dumps(more, indent=2, sort_keys=True)
+    (Path(directory) / READING).write_text(text + "\n", encoding="utf-8")

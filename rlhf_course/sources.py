@@ -282,13 +282,12 @@ def _parquet_rows(file: Path) -> Iterator[Located]:
 def _hub_rows(source: str, splits: Sequence[str], limit: int | None, hub: Hub) -> Iterator[Located]:
     """With a limit the rows are streamed, so that only as much is fetched as is read."""
     match = HUB_NAME.fullmatch(source)
-    part, default = match["part"], match["split"] or next(iter(splits), "train")
-    ways = [(part or hub.config, default)]
+    part, wanted = match["part"], [match["split"]] if match["split"] else splits or ["train"]
+    ways = [(part or hub.config, split) for split in wanted]
     if part and not match["split"]:  # NAME:PART, a configuration or a split
-        ways.append((hub.config, part))
-        if SPLIT_NAME.fullmatch(part):
-            ways.reverse()
-    more = {"streaming": True} if limit else {}
+        ways.insert(0 if SPLIT_NAME.fullmatch(part) else len(ways), (hub.config, part))
+    streamed = limit is not None and not any("[" in split for _, split in ways)
+    more = {"streaming": True} if streamed else {}
     more |= {"revision": hub.revision} if hub.revision else {}
     for config, split in ways:
         folder = {"data_dir": config} if config and hub.folders else {}
@@ -301,15 +300,22 @@ def _hub_rows(source: str, splits: Sequence[str], limit: int | None, hub: Hub) -
         except Exception as error:  # the hub client raises errors of many libraries
             if isinstance(error, ValueError) and (config, split) != ways[-1]:
                 continue  # no such configuration, or no such split
-            raise DataError(
-                f"{source}: there is no such file or folder here, and it could not be loaded from "
-                f"the Hugging Face hub ({type(error).__name__}: {_first_line(error)}). Check the "
-                "name, its configuration and split (NAME:CONFIG@SPLIT or NAME:SPLIT). Without a "
-                "network (or with HF_HUB_OFFLINE=1) only data sets in the cache can be named; "
-                "where the hub is blocked, set HF_ENDPOINT to a mirror of it."
-            ) from error
-    for i, row in enumerate(rows):
-        yield Located(Place(source, "row", i + 1), row)
+            raise _unreachable(source, error) from error
+    try:  # what is streamed is fetched here
+        for i, row in enumerate(rows):
+            yield Located(Place(source, "row", i + 1), row)
+    except Exception as error:
+        raise _unreachable(source, error) from error
+
+
+def _unreachable(source: str, error: Exception) -> DataError:
+    return DataError(
+        f"{source}: there is no such file or folder here, and it could not be loaded from the "
+        f"Hugging Face hub ({type(error).__name__}: {_first_line(error)}). Check the name, its "
+        "configuration and split (NAME:CONFIG@SPLIT or NAME:SPLIT). Without a network (or with "
+        "HF_HUB_OFFLINE=1) only data sets in the cache can be named; where the hub is blocked, "
+        "set HF_ENDPOINT to a mirror of it."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from rlhf_course import adapters, cli
 from rlhf_course.adapters import LoRA
 from rlhf_course.device import Device
 from rlhf_course.distributed.settings import RayPPOConfig, check_cluster
-from rlhf_course.errors import CheckpointError, ConfigError
+from rlhf_course.errors import CheckpointError, ConfigError, ModelError
 from rlhf_course.gpt import GPT
 from rlhf_course.huggingface import HuggingFaceLM, load_causal_lm, load_language_model
 from rlhf_course.pretrained_model import WeightFormat
@@ -268,6 +268,28 @@ def test_a_reward_adapter_from_plain_peft_goes_in(tmp_path):
     expected = elsewhere(base, tmp_path / "theirs", "SEQ_CLS")
     model = ScalarModel.from_pretrained(tmp_path / "theirs")
     torch.testing.assert_close(model.token_scores(TOKENS[:1])[:, -1:], expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "sum"])
+def test_a_reward_models_adapter_is_read_as_it_was_trained(models, tmp_path, pooling):
+    """Pooling and constants, for which peft's format has no place, are kept."""
+    language_model, _ = load_language_model(models / "policy")
+    model = ScalarModel.from_language_model(language_model, pooling, 3)
+    model.backbone.adapt(LoRA(2))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.gain.fill_(2.0)
+    model.bias.fill_(0.5)
+    model.save_adapter(tmp_path, str(models / "policy"))
+    lengths = torch.tensor([4, 5, 6]), torch.tensor([7, 6, 8])
+    with torch.no_grad():
+        expected = model.eval().rewards(TOKENS, *lengths)
+        again = ScalarModel.from_pretrained(tmp_path).eval().rewards(TOKENS, *lengths)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
+    assert expected.std() > 1e-2
+    with pytest.raises(ModelError, match="bits"):
+        ScalarModel.from_pretrained(tmp_path, WeightFormat(ours=False, bits=4))
 
 
 def test_an_adapter_goes_through_sft_and_a_second_one_over_it_is_told(tmp_path, models, capsys):

@@ -87,3 +87,20 @@ def test_sampling_in_the_midst_of_training_is_what_it_was(kind):
     said = generate(model, prompts, 8, -1, temperature=0)
     assert said.responses == wanted.responses
     assert model.training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_as_it_was_loaded_saves_memory_too(name):
+    """transformers loads models in evaluation mode, in which its blocks keep everything."""
+    model = models()[name].eval()
+    loss, _, before = measured(model)
+    checkpoint_blocks(model)
+    again, _, after = measured(model)
+    assert torch.equal(again, loss)
+    assert after < before / 2, f"{before} bytes before, {after} after"
+
+
+def test_what_is_frozen_stays_in_evaluation_mode():
+    model = tiny("llama").eval().requires_grad_(False)
+    checkpoint_blocks(model)
+    assert not model.training and not model.model.training

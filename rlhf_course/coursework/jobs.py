@@ -244,7 +244,8 @@ def _can_lock(file: Path) -> bool:
         import fcntl
     except ImportError:  # Windows, where files can be locked
         return True
-    with open(file, "a", encoding="utf-8") as handle:
+    # To be read too: NFS refuses a shared lock on a file that is open for writing alone.
+    with open(file, "a+", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:  # somebody holds it

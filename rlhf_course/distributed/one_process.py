@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlhf_course import adapters
+from rlhf_course import adapters, checkpoints
 from rlhf_course.distributed.engine import RolloutEngine, engine_environment
 from rlhf_course.errors import ConfigError
 from rlhf_course.gpt import GPT, huggingface_tensor
@@ -42,10 +42,11 @@ class VLLMTrainer(PPOTrainer):
     def __init__(self, config: PPOConfig, device):
         os.environ.update(engine_environment(device.device.type))
         super().__init__(config, device)
-        if adapters.is_adapter(Path(self.source)):
+        start = checkpoints.resolve(self.source)
+        if adapters.is_adapter(start) or "text_config" in checkpoints.read_config(start):
             raise ConfigError(
-                f"--rollout vllm: {self.source} is an adapter, and the engine starts from a whole "
-                "model. Give model/ of a run, or merge it with peft first."
+                f"--rollout vllm: {self.source} is an adapter, or a model that also sees, and the "
+                "engine starts from a whole language model. Give model/ of a run, or leave it out."
             )
         for model in (self.policy, self.reference):
             if isinstance(model, HuggingFaceLM):  # the engine draws from every row's logit

@@ -158,6 +158,18 @@ def _eos_note(directory: Path, tokenizer) -> list[str]:
     ]
 
 
+# In how many bits a library holds the frozen weights under an adapter.
+BITS = {"trl": ("4bit", "8bit"), "openrlhf": ("4bit",), "verl": ()}
+
+
+def _bits_note(asked: ExportConfig, config) -> list[str]:
+    """Where the other library does not round them as --quantize does."""
+    bits = getattr(config, "quantize", None)
+    if bits is None or bits in BITS[asked.to]:
+        return []
+    return [f"--quantize {bits} has no counterpart: the frozen weights take their whole memory."]
+
+
 def read_source(asked: ExportConfig) -> Source:
     """Everything that is exported. Raises ConfigError, DataError or ModelError like the stage."""
     if (asked.run is None) == (asked.stage is None):
@@ -173,7 +185,7 @@ def read_source(asked: ExportConfig) -> Source:
     start, directory = _start(stage, config)
     tokenizer = load_tokenizer(directory, str(start))
     source = Source(stage, config, place(start), None, [], [], tokenizer)
-    source.notes = _eos_note(directory, tokenizer)
+    source.notes = [*_eos_note(directory, tokenizer), *_bits_note(asked, config)]
     if tokenizer.chat_template is None:
         bos = "{{ bos_token }}" if begins_with_bos(tokenizer) else ""
         source.template = tokenizer.chat_template = bos + PLAIN_TEMPLATE

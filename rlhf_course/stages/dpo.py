@@ -85,17 +85,20 @@ def answer_logprobs(model: nn.Module, rows: list[tuple[list[int], list[int]]]) -
 
 
 @torch.no_grad()
-def scored(model: nn.Module, ranked: Sequence[Ranked]) -> list[Tensor]:
-    """`answer_logprobs` of every prompt's answers, (K,) each; every answer is read once."""
+def scored(model: nn.Module, ranked: Sequence[Ranked], size: int = PART) -> list[Tensor]:
+    """`answer_logprobs` of every prompt's answers, (K,) each; every answer is read once, `size` in
+    a forward pass."""
     rows = [(r.prompt, answer) for r in ranked for answer in r.answers]
-    parts = [answer_logprobs(model, rows[i : i + PART]) for i in range(0, len(rows), PART)]
+    parts = [answer_logprobs(model, rows[i : i + size]) for i in range(0, len(rows), size)]
     return list(torch.cat(parts).split([len(r.answers) for r in ranked])) if parts else []
 
 
-def make_pairs(reference: nn.Module, ranked: Sequence[Ranked], kind: str) -> list[Pair]:
+def make_pairs(
+    reference: nn.Module, ranked: Sequence[Ranked], kind: str, size: int = PART
+) -> list[Pair]:
     """The pairs of all prompts: "best_worst" takes one of each, "all" K(K-1)/2."""
     pairs = []
-    for r, logprobs in zip(ranked, scored(reference, ranked), strict=True):
+    for r, logprobs in zip(ranked, scored(reference, ranked, size), strict=True):
         last, known = len(r.answers) - 1, logprobs.tolist()
         wanted = [(0, last)] if kind == "best_worst" else combinations(range(last + 1), 2)
         pairs += [
@@ -127,8 +130,10 @@ class DPOTrainer:
         context = self.policy.context
         found = ranked_answers(config, self.tokenizer, context)
         train, self.held, self.world, self.report = found
-        self.pairs = make_pairs(self.reference, train, config.pairs)
-        self.held_reference = scored(self.reference, self.held)
+        # As many answers in a pass as an update's micro-batch has, where one was asked for.
+        self.size = 2 * config.micro_batch if config.micro_batch else PART
+        self.pairs = make_pairs(self.reference, train, config.pairs, self.size)
+        self.held_reference = scored(self.reference, self.held, self.size)
         self.tasks = self._tasks()
         self.policy.train()
         self.optimizer = make_optimizer(
@@ -186,7 +191,7 @@ class DPOTrainer:
         answers = collect(
             self.policy, self.tasks, self.tokenizer, self.config, generator, self.policy.context
         )
-        kl = kl_to(self.policy, self.reference, answers, self.config.temperature)
+        kl = kl_to(self.policy, self.reference, answers, self.config.temperature, self.size)
         self.policy.train()
         out |= {
             "kl": kl,
@@ -199,7 +204,7 @@ class DPOTrainer:
         if not self.held:
             return {}
         chosen, rejected = [], []
-        both = zip(scored(self.policy, self.held), self.held_reference, strict=True)
+        both = zip(scored(self.policy, self.held, self.size), self.held_reference, strict=True)
         for ours, theirs in both:
             rewards = self.config.beta * (ours - theirs)  # (K,), best first
             better, worse = torch.triu_indices(len(rewards), len(rewards), 1)

@@ -78,15 +78,18 @@ def judge(model: nn.Module, tokenizer, world, config: EvaluateConfig) -> Judged:
 
 
 @torch.no_grad()
-def kl_to(model: nn.Module, reference: nn.Module, answers: Answers, temperature: float) -> float:
-    """KL(model || reference), mean over answers sampled from the model of the k1 sum, nats."""
+def kl_to(
+    model: nn.Module, reference: nn.Module, answers: Answers, temperature: float, size: int = 256
+) -> float:
+    """KL(model || reference), mean over answers sampled from the model of the k1 sum, nats; `size`
+    answers in a forward pass."""
 
     def difference(tokens, mask):
         mine, _ = action_logprobs(model, tokens, mask, temperature or 1.0)
         theirs, _ = action_logprobs(reference, tokens, mask, temperature or 1.0)
         return ((mine - theirs).sum(dim=1),)
 
-    (kl,) = in_parts(difference, 256, answers.tokens, answers.mask)
+    (kl,) = in_parts(difference, size, answers.tokens, answers.mask)
     return kl.mean().item()
 
 

@@ -68,11 +68,13 @@ def write_adapter_beside(run: Run, config, source, write) -> None:
     """
     if config.lora is None:
         return
-    where = Path(source)
-    if where.is_dir() and adapters.is_adapter(checkpoints.resolve(where)):
+    where, start = Path(source), checkpoints.resolve(source)
+    is_adapter = adapters.is_adapter(start)
+    if is_adapter or "text_config" in checkpoints.read_config(start):
+        what = "an adapter itself" if is_adapter else "a model that sees, of which the text's part"
         console.print(
-            f"no {run.path / 'adapter'}: {source} is an adapter itself, and peft opens one over a "
-            "whole model only. model/ holds everything.", soft_wrap=True,
+            f"no {run.path / 'adapter'}: {source} is {what}{'' if is_adapter else ' was taken'}, "
+            "and peft would not find its layers there. model/ holds everything.", soft_wrap=True,
         )  # fmt: skip
         return
     with replacing(run.path / "adapter") as part:
