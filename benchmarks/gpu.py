@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import memory
@@ -30,6 +29,7 @@ from rlhf_course.decoding import decode, fits
 from rlhf_course.device import casts_kept, choose_device
 from rlhf_course.files import write_json
 from rlhf_course.sampling import generate
+from rlhf_course.stages.cards import versions
 
 SHAPES = {
     "tiny": {"family": "qwen2", "layers": 2, "width": 128, "vocabulary": 2048, "prompt": 32,
@@ -187,17 +187,6 @@ def tell(name: str, found: dict) -> None:
         line(f"generated tokens/s, {way}", rate)
 
 
-def versions() -> dict[str, str]:
-    """Of what was measured."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -210,7 +199,7 @@ def main() -> None:
     device = choose_device("auto", given.dtype)
     rate = matmul_rate(device, given.repeats)
     print(f"{device}: {rate['median'] / 1e12:.2f} TFLOP/s of a matrix product")
-    out = {"machine": platform.platform(), "device": str(device), "versions": versions(),
+    out = {"machine": platform.platform(), "device": str(device), "versions": versions(*PACKAGES),
            "repeats": given.repeats, "matmul_flops": rate, "shapes": {}}  # fmt: skip
     for name in given.shapes:
         case = memory.Case("sft", dtype=given.dtype, **SHAPES[name])

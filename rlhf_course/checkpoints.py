@@ -62,6 +62,14 @@ def read_config(directory: str | os.PathLike) -> dict:
     return read_object(path)
 
 
+def context_of(directory: str | os.PathLike) -> int:
+    """The longest sequence that the model of a directory reads, in tokens; 2^20 where nothing is
+    said. Raises CheckpointError as `read_config`."""
+    config = read_config(directory)
+    config = config.get("text_config") or config  # of a model that also sees
+    return int(config.get("n_positions") or config.get("max_position_embeddings") or 1 << 20)
+
+
 def read_object(path: Path) -> dict:
     """A JSON file that holds an object."""
     try:

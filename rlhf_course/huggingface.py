@@ -240,12 +240,7 @@ def load_causal_lm(directory: Path, name: str, how: WeightFormat = PLAIN) -> GPT
 
 def _merged(directory: Path, name: str, how: WeightFormat) -> GPT | HuggingFaceLM:
     """The language model behind a peft directory."""
-    if how.bits is not None:
-        raise ModelError(
-            f"{name}: an adapter's directory, which cannot be rounded to {how.bits} bits as "
-            "it is read. Merge it first: `rlhf-course sft` on it without --quantize, or peft's "
-            "merge_and_unload and save_pretrained."
-        )
+    how.refuse_adapter(name)
     base = adapters.read_base_name(directory, name)
     wrapped = load_causal_lm(checkpoints.resolve(base), base, replace(how, ours=False))
     wrapped.model = adapters.merge(wrapped.model, directory, name)

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rlhf_course import checkpoints
-from rlhf_course.errors import CheckpointError
+from rlhf_course import adapters, checkpoints
+from rlhf_course.errors import CheckpointError, ModelError
 from rlhf_course.quantized import keep_differentiable, quantization
 
 
@@ -29,6 +29,15 @@ class WeightFormat:
     """8 or 4: the linear layers' weights are rounded to so many by bitsandbytes, and frozen."""
     device: str = "cpu"
     """Where they are rounded."""
+
+    def refuse_adapter(self, name: str) -> None:
+        """Raise ModelError where the weights of an adapter's directory are to be rounded."""
+        if self.bits is not None:
+            raise ModelError(
+                f"{name}: an adapter's directory, which cannot be rounded to {self.bits} bits as "
+                "it is read. Give a whole model: model/ of a run, or what peft's merge_and_unload "
+                "and save_pretrained make of it; or leave --quantize out."
+            )
 
 
 PLAIN = WeightFormat()
@@ -71,6 +80,14 @@ def without_dropout(config):
             if "drop" in key and isinstance(value, float):
                 setattr(part, key, 0.0)
     return config
+
+
+def opens_over(directory: Path) -> bool:
+    """Whether the weights in this directory have the names that our language model of it has: it
+    is no adapter itself, and no model that also sees (see `text_part`)."""
+    return not adapters.is_adapter(directory) and "text_config" not in checkpoints.read_config(
+        directory
+    )
 
 
 def text_part(model: nn.Module) -> nn.Module:

@@ -95,11 +95,7 @@ def _merged(directory: Path, where: str, how: WeightFormat) -> tuple[Backbone, T
     """The reward model behind a peft directory, its head among the adapter's tensors."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    if how.bits is not None:
-        raise ModelError(
-            f"{where}: an adapter's directory, which cannot be rounded to {how.bits} bits as it is "
-            "read. Give a whole reward model, such as a run's model/, or leave --quantize out."
-        )
+    how.refuse_adapter(where)
     name = adapters.read_base_name(directory, where)
     base = checkpoints.resolve(name)
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rlhf_course.checkpoints import read_config
+from rlhf_course.checkpoints import context_of
 from rlhf_course.checkpoints import resolve as resolve_model
 from rlhf_course.distributed.cluster import Cluster, Group
 from rlhf_course.distributed.pipeline import pipeline_step
@@ -22,14 +22,19 @@ from rlhf_course.distributed.placement import balanced_chunks
 from rlhf_course.distributed.settings import RayPPOConfig
 from rlhf_course.distributed.state import ClusterState, Pending
 from rlhf_course.huggingface import load_tokenizer
-from rlhf_course.mdp import importance_weights
 from rlhf_course.ppo_ptx import PopArt
 from rlhf_course.progress import console
 from rlhf_course.rollout import Rollout
 from rlhf_course.sampling import Generation
 from rlhf_course.stages.ppo_loop import RATIO_TOLERANCE, PPOLoop
 from rlhf_course.stages.rewards import load_reward_function
-from rlhf_course.stages.rollouts import Answers, Task, as_tensors
+from rlhf_course.stages.rollouts import (
+    Answers,
+    Task,
+    as_tensors,
+    engine_answers,
+    engine_correction,
+)
 from rlhf_course.stages.setup import before
 from rlhf_course.training import derive_seed
 
@@ -45,12 +50,6 @@ def models_of(config: RayPPOConfig) -> tuple[Path, Path | None]:
     return policy, resolve_model(config.reward_model or before(config, "reward_model")).absolute()
 
 
-def _context(directory: Path) -> int:
-    """The longest sequence that a model reads, in tokens."""
-    shape = read_config(directory)
-    return int(shape.get("n_positions") or shape.get("max_position_embeddings") or 1 << 20)
-
-
 class RayTrainer(PPOLoop):
     """PPO with the models on a cluster."""
 
@@ -61,7 +60,7 @@ class RayTrainer(PPOLoop):
             self.reward_function = load_reward_function(
                 config.reward, config.reward_timeout, config.reward_retries
             )
-        context = min(_context(d) for d in (policy, reward) if d is not None)
+        context = min(context_of(d) for d in (policy, reward) if d is not None)
         super().__init__(config, load_tokenizer(policy), context)
         self.last = config.critic_warmup + config.iterations - 1
         self.pending = Pending(self.gather)
@@ -183,11 +182,7 @@ class RayTrainer(PPOLoop):
 
     def answers(self, tasks: list[Task], out: dict) -> Answers:
         """What the engines said, as tensors, their log-probs beside it."""
-        generation = Generation(out["responses"], out["logprobs"], out["finished"])
-        answers = as_tensors(tasks, generation, self.tokenizer, "cpu", self.context)
-        said = torch.tensor([x for row in out["logprobs"] for x in row])
-        answers.logprobs = torch.zeros(answers.mask.shape).masked_scatter(answers.mask, said)
-        return answers
+        return engine_answers(tasks, out, self.tokenizer, "cpu", self.context)
 
     def sync(self, version: int) -> None:
         """Give the engines the policy's weights."""
@@ -270,15 +265,12 @@ class RayTrainer(PPOLoop):
     def correct(self, rollout: Rollout, answers: Answers) -> dict[str, float]:
         """How far the engines' probabilities were from the trainer's, and what to do about it."""
         config = self.config
-        weights, stats = importance_weights(
-            rollout.logprobs, answers.logprobs, rollout.mask, config.importance,
-            config.importance_low, config.importance_high,
-        )  # fmt: skip
+        weights, stats = engine_correction(
+            rollout, answers, config.importance, config.importance_low, config.importance_high
+        )
         if config.importance != "none":
             rollout.weights = weights
-        gap = (rollout.logprobs - answers.logprobs)[rollout.mask].abs().max()
-        return {"rollout_logprob_gap": gap.item(), "rollout_kl": stats["rollout_kl"].item(),
-                "rollout_outside": stats["outside"].item()}  # fmt: skip
+        return stats
 
     def rescale_critic(self, rollout: Rollout) -> None:
         """See `PopArt.update`: it is done here, on a copy of the head."""

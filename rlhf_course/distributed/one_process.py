@@ -21,12 +21,11 @@ from rlhf_course.distributed.engine import RolloutEngine, engine_environment
 from rlhf_course.errors import ConfigError
 from rlhf_course.gpt import GPT, huggingface_tensor
 from rlhf_course.huggingface import HuggingFaceLM
-from rlhf_course.mdp import importance_weights
 from rlhf_course.planning.installed import installed
+from rlhf_course.pretrained_model import opens_over
 from rlhf_course.rollout import Rollout
-from rlhf_course.sampling import Generation
 from rlhf_course.stages.ppo import PPOTrainer, ppo
-from rlhf_course.stages.rollouts import Answers, as_tensors
+from rlhf_course.stages.rollouts import Answers, engine_answers, engine_correction
 from rlhf_course.stages.settings import PPOConfig
 from rlhf_course.training import derive_seed
 
@@ -43,7 +42,7 @@ class VLLMTrainer(PPOTrainer):
         os.environ.update(engine_environment(device.device.type))
         super().__init__(config, device)
         start = checkpoints.resolve(self.source)
-        if adapters.is_adapter(start) or "text_config" in checkpoints.read_config(start):
+        if not opens_over(start):
             raise ConfigError(
                 f"--rollout vllm: {self.source} is an adapter, or a model that also sees, and the "
                 "engine starts from a whole language model. Give model/ of a run, or leave it out."
@@ -56,7 +55,7 @@ class VLLMTrainer(PPOTrainer):
         longest = max(lengths, default=self.context) + config.max_new_tokens
         low = device.compute_dtype is not None and device.device.type == "cuda"
         self.engine = RolloutEngine(
-            Path(self.source), dtype="bfloat16" if low else "float32", seed=config.seed,
+            start, dtype="bfloat16" if low else "float32", seed=config.seed,
             max_model_len=min(self.context, longest), gpu_memory_utilization=SHARE, sleep=True,
             max_num_seqs=config.generation_batch or min(config.batch, 256),
         )  # fmt: skip
@@ -97,23 +96,15 @@ class VLLMTrainer(PPOTrainer):
             self.tokenizer.eos_token_id, derive_seed(config.seed, "rollout", step), step,
         )  # fmt: skip
         self.engine.sleep()
-        said = Generation(out["responses"], out["logprobs"], out["finished"])
-        device = self.device.device
-        answers = as_tensors(tasks, said, self.tokenizer, device, self.context)
-        logprobs = torch.tensor([x for row in out["logprobs"] for x in row], device=device)
-        zeros = torch.zeros(answers.mask.shape, device=device)
-        answers.logprobs = zeros.masked_scatter(answers.mask, logprobs)
-        return answers
+        return engine_answers(tasks, out, self.tokenizer, self.device.device, self.context)
 
     def correct(self, rollout: Rollout, answers: Answers) -> dict[str, float]:
         """Weights for the difference between the engine's probabilities and the trainer's, cut at
         0.5 and 5 ("tis"), and how large it was."""
-        weights, stats = importance_weights(rollout.logprobs, answers.logprobs, rollout.mask, "tis")
+        weights, stats = engine_correction(rollout, answers, "tis")
         if self.config.advantages != "grpo":  # which takes no correction here
             rollout.weights = weights
-        gap = (rollout.logprobs - answers.logprobs)[rollout.mask].abs().max()
-        return {"rollout_logprob_gap": gap.item(), "rollout_kl": stats["rollout_kl"].item(),
-                "rollout_outside": stats["outside"].item()}  # fmt: skip
+        return stats
 
 
 def ppo_vllm(config: PPOConfig) -> Path:

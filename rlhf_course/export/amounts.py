@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from rlhf_course.export.source import Source
 
 
+def largest_divisor(whole: int, most: int) -> int:
+    """The largest number up to `most` that divides `whole`: so many passes make it exactly."""
+    return next(part for part in range(min(most, whole), 0, -1) if whole % part == 0)
+
+
 @dataclass
 class Amounts:
     """Of a supervised stage: updates, rows an update and a forward pass, and warm-up updates."""
@@ -27,9 +32,7 @@ class Amounts:
         batch = max(round(config.batch * each), 1)
         epochs = getattr(config, "epochs", None) or 1
         steps = config.steps or epochs * math.ceil(len(source.train) / batch)
-        micro = min(getattr(config, "micro_batch", None) or batch, batch)
-        while batch % micro:  # several forward passes make one batch exactly
-            micro -= 1
+        micro = largest_divisor(batch, getattr(config, "micro_batch", None) or batch)
         return cls(steps, batch, micro, min(config.warmup, steps - 1))
 
     def epochs(self, rows: int) -> int:
@@ -53,12 +56,8 @@ class Rollouts:
     def of(cls, source: Source) -> Rollouts:
         """A minibatch that does not divide the rollout becomes the next smaller one that does."""
         config = source.config
-        minibatch = min(config.minibatch, config.batch)
-        while config.batch % minibatch:
-            minibatch -= 1
-        micro = min(config.micro_batch or minibatch, minibatch)
-        while minibatch % micro:
-            micro -= 1
+        minibatch = largest_divisor(config.batch, config.minibatch)
+        micro = largest_divisor(minibatch, config.micro_batch or minibatch)
         each = config.answers_per_prompt
         an_epoch = config.batch // minibatch
         updates = an_epoch * config.epochs * config.iterations

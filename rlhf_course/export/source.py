@@ -17,17 +17,16 @@ from rlhf_course.errors import ConfigError, DataError
 from rlhf_course.export.settings import ExportConfig
 from rlhf_course.files import read_json
 from rlhf_course.huggingface import load_tokenizer
-from rlhf_course.pretrained_tokenizer import begins_with_bos
 from rlhf_course.runs import read_metrics
 from rlhf_course.schemas import Dialogue, Preference, Prompt, PromptRow
-from rlhf_course.sft import PLAIN_TEMPLATE, encode_prompt
+from rlhf_course.sft import encode_prompt
 from rlhf_course.stages.cards import start_of
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
 from rlhf_course.stages.loading import read_data, too_long
 from rlhf_course.stages.presets import resolve, workspace
 from rlhf_course.stages.settings import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
-from rlhf_course.stages.setup import before, world_for
+from rlhf_course.stages.setup import before, plain_template, world_for
 from rlhf_course.training import derive_seed
 
 KINDS = {"sft": SFTConfig, "reward_model": RewardModelConfig, "dpo": DPOConfig, "ppo": PPOConfig}
@@ -83,9 +82,7 @@ class Source:
     @property
     def context(self) -> int:
         """The most tokens that the model takes."""
-        found = checkpoints.read_config(checkpoints.resolve(self.start))
-        found = found.get("text_config") or found
-        return found.get("max_position_embeddings") or found.get("n_positions") or 1 << 20
+        return checkpoints.context_of(checkpoints.resolve(self.start))
 
     def tokens_of(self, row: Row | Preference) -> int:
         """Tokens of a row's prompt with its longest answer, in the chat template."""
@@ -187,8 +184,7 @@ def read_source(asked: ExportConfig) -> Source:
     source = Source(stage, config, place(start), None, [], [], tokenizer)
     source.notes = [*_eos_note(directory, tokenizer), *_bits_note(asked, config)]
     if tokenizer.chat_template is None:
-        bos = "{{ bos_token }}" if begins_with_bos(tokenizer) else ""
-        source.template = tokenizer.chat_template = bos + PLAIN_TEMPLATE
+        source.template = tokenizer.chat_template = plain_template(tokenizer)
     READERS[stage](source)
     if stage == "ppo":
         if not config.reward:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_course.planning.memory import kv_cache_bytes
+from rlhf_course.planning.memory import LOGIT_ROWS, kv_cache_bytes
 from rlhf_course.planning.shapes import ModelShape
 from rlhf_course.vocabulary import rows_at_a_time
 
@@ -170,7 +170,7 @@ def pass_peak(job: Job, model: Held, rows: int, wanted: int, tensors: int, more:
     kept = activations(job, rows * job.length)
     ours, vd = 0, head_gradient(job)
     if wanted:
-        chunk = rows_at_a_time(job.shape.vocabulary, 4096 if job.stage == "ppo" else 1 << 62)
+        chunk = rows_at_a_time(job.shape.vocabulary, LOGIT_ROWS if job.stage == "ppo" else 1 << 62)
         ours = logits(job, wanted, tensors, chunk) + (vd if wanted > chunk else 0)
     first = kept + ours + (model.gradients if more else 0)
     # A tied embedding is both ends of the network: its gradient's two parts, and their sum.
@@ -235,7 +235,7 @@ def _ppo(job: Job) -> Estimate:
     moments = {
         "generation": cache + max(prompts, prompts // 8 + 4 * SAMPLE_LOGITS * B * V),
         "scoring": passing(job, rows * job.length, copies)
-        + logits(job, rows * job.answer, READ_LOGITS, 4096),
+        + logits(job, rows * job.answer, READ_LOGITS, LOGIT_ROWS),
         "update of the policy": pass_peak(job, policy, rows, rows * job.answer, PPO_LOGITS, more),
         "update of the critic": policy.gradients + pass_peak(job, critic, rows, 0, 0, more),
     }
@@ -243,7 +243,7 @@ def _ppo(job: Job) -> Estimate:
         moments["pretraining text"] = (
             2 * policy.gradients
             + activations(job, job.ptx_tokens)
-            + logits(job, job.ptx_tokens, PPO_LOGITS, 4096)
+            + logits(job, job.ptx_tokens, PPO_LOGITS, LOGIT_ROWS)
         )
     held = sum(state.values())
     return Estimate(state, {name: held + more for name, more in moments.items()})

@@ -21,6 +21,7 @@ from rlhf_course.planning.search import MOST_GPUS, Plan, best_plan, changes_that
 from rlhf_course.planning.settings import PlanConfig
 from rlhf_course.planning.shapes import ModelShape, shape_of
 from rlhf_course.progress import console
+from rlhf_course.stages.flags import as_flags
 
 COLUMNS = {"weights": "weights", "gradients": "grads", "optimizer": "optim.", "working": "activ.",
            "kv_cache": "KV", "on_gpu": "in all", "host": "host"}  # fmt: skip
@@ -187,18 +188,6 @@ def tell_what_fits(found: Plan, changes: list[tuple[dict, Plan]]) -> None:
     for changed, plan in changes:
         needs = f"{plan.seconds:.0f} s, {with_unit(plan.memory.host)}"
         console.print(f"  {as_flags(changed)}   ({needs})", soft_wrap=True)
-
-
-def as_flags(changed: dict) -> str:
-    """{"offload": "optimizer", "colocate": False} -> "--offload optimizer --no-colocate"."""
-    words = []
-    for name, value in changed.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append("--" + ("" if value else "no-") + flag)
-        else:
-            words.append(f"--{flag} {value}")
-    return " ".join(words)
 
 
 def speed_table(found: Plan) -> Table:

@@ -116,10 +116,9 @@ def settings_of(made: Provenance) -> dict[str, object]:
     return shown
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that the weights depend on."""
-    names = ("torch", "transformers", "tokenizers", "peft")
-    found = {"rlhf-course": __version__, "python": platform.python_version()}
+def versions(*names: str) -> dict[str, str]:
+    """Of Python and of these packages; what is not installed is left out."""
+    found = {"python": platform.python_version()}
     for name in names:
         try:
             found[name] = metadata.version(name)
@@ -240,6 +239,9 @@ def card_of(made: Provenance, folder: Path, metrics: list[dict], timing: list[di
     from huggingface_hub import ModelCard
 
     config, stage = made.config, made.stage
+    # Those that the weights depend on.
+    packages = {"rlhf-course": __version__}
+    packages |= versions("torch", "transformers", "tokenizers", "peft")
     start = start_of(config, stage)
     base, (licence, why) = Base.of(start), licence_of(made)
     began = f"It started from `{public_name(start)}`" if start else "It started from new weights"
@@ -253,7 +255,7 @@ def card_of(made: Provenance, folder: Path, metrics: list[dict], timing: list[di
         TITLES[stage]: f"{STAGES[stage]} {began}.",
         "Recipe": f"`rlhf-course {stage.replace('_', '-')}` with the settings below; all others as "
                   f"they are by default.\n\n{table(('setting', 'value'), settings_of(made))}\n\n"
-                  f"{table(('package', 'version'), versions())}\n\nDevice: {made.where}.  \n"
+                  f"{table(('package', 'version'), packages)}\n\nDevice: {made.where}.  \n"
                   f"Training took {seconds_of(timing):.3g} seconds.",
         "Data": data_of(made),
         "Figures": f"{'Held out, at the end:' if summary else ''}\n\n"

@@ -12,7 +12,6 @@ import platform
 import sys
 import time
 from dataclasses import fields
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from rlhf_course.runs import read_json, read_metrics, write_json
 from rlhf_course.sampling import generate
 from rlhf_course.sft import encode_prompt
 from rlhf_course.stages.bars import bars_of
+from rlhf_course.stages.cards import versions
 from rlhf_course.stages.comparisons import comparisons
 from rlhf_course.stages.corpus import Corpus
 from rlhf_course.stages.evaluate import WINDOW, Judged, figures
@@ -46,6 +46,9 @@ from rlhf_course.stages.settings import (
 from rlhf_course.stages.setup import device_of, frozen, load_policy, world_of
 from rlhf_course.stages.sft import sft
 from rlhf_course.training import torch_generator
+
+# The figures depend on them.
+PACKAGES = ("rlhf-course", "torch", "transformers", "tokenizers", "datasets", "numpy")
 
 # The main run's settings, changed; the names are those of the run folders.
 ABLATIONS: dict[str, dict] = {
@@ -103,18 +106,6 @@ def command_of(stage: str, config) -> str:
         if field.name != "overwrite" and value != field.default:
             words += [f"--{field.name.replace('_', '-')}", str(value)]
     return " ".join(words)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that the figures depend on."""
-    names = ("rlhf-course", "torch", "transformers", "tokenizers", "datasets", "numpy")
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def peak_memory_gb() -> float | None:
@@ -229,7 +220,7 @@ def demo(config: DemoConfig) -> Path:
     began = time.perf_counter()
     evaluation = {
         "world": config.world, "size": config.size, "seed": config.seed, "device": str(device),
-        "versions": versions(), "commands": commands,
+        "versions": {"platform": platform.platform(), **versions(*PACKAGES)}, "commands": commands,
     } | evaluate_all(config, folder, stages)  # fmt: skip
     seconds["evaluation"] = time.perf_counter() - began
     evaluation |= {"seconds": seconds, "memory_gb": peak_memory_gb()}

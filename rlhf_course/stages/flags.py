@@ -142,3 +142,15 @@ class DataFlags:
     """Leave out equal rows but the first, and all comparisons that contradict each other."""
     rows: Count = None
     """Read only so many rows, the first; of a hub name no more are fetched."""
+
+
+def as_flags(changed: dict) -> str:
+    """{"offload": "optimizer", "colocate": False} -> "--offload optimizer --no-colocate"."""
+    words = []
+    for name, value in changed.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append("--" + ("" if value else "no-") + flag)
+        else:
+            words.append(f"--{flag} {value}")
+    return " ".join(words)

@@ -12,7 +12,7 @@ from rlhf_course.adapters import LoRA
 from rlhf_course.device import Device
 from rlhf_course.files import replacing
 from rlhf_course.huggingface import HuggingFaceLM, Unadapted
-from rlhf_course.pretrained_model import PLAIN, WeightFormat
+from rlhf_course.pretrained_model import PLAIN, WeightFormat, opens_over
 from rlhf_course.progress import console
 from rlhf_course.quantized import bits_of
 from rlhf_course.recompute import checkpoint_blocks
@@ -69,11 +69,9 @@ def write_adapter_beside(run: Run, config, source, write) -> None:
     if config.lora is None:
         return
     where, start = Path(source), checkpoints.resolve(source)
-    is_adapter = adapters.is_adapter(start)
-    if is_adapter or "text_config" in checkpoints.read_config(start):
-        what = "an adapter itself" if is_adapter else "a model that sees, of which the text's part"
+    if not opens_over(start):
         console.print(
-            f"no {run.path / 'adapter'}: {source} is {what}{'' if is_adapter else ' was taken'}, "
+            f"no {run.path / 'adapter'}: {source} is an adapter itself, or a model that also sees, "
             "and peft would not find its layers there. model/ holds everything.", soft_wrap=True,
         )  # fmt: skip
         return

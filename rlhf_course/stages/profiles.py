@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 
 from rlhf_course.device import Device
+from rlhf_course.stages.flags import as_flags
 
 NEW = ("tiny", "small", "gpt2")  # sizes: models without weights
 SMALL, LARGER = "HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"
@@ -97,11 +98,8 @@ def fill(config, stage: str) -> None:
 def told(config, device: Device) -> str:
     """What the profile chose, and, where it is another machine's, that it is."""
     profile = PROFILES[config.profile]
-    flags = " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-        for name, value in config.chosen.items()
-    )
-    line = f"--profile {config.profile} chose {flags or 'nothing: all was given'}"
+    flags = as_flags(config.chosen) or "nothing: all was given"
+    line = f"--profile {config.profile} chose {flags}"
     there = device.device.type == "cuda"
     if profile.gpu and not there:
         line += f"; it is made for {profile.machine}, and this runs on {device.device.type}"

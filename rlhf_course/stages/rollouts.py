@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -78,6 +78,34 @@ def as_tensors(
         torch.tensor(out.finished, device=device),
         decode_answers(tokenizer, out),
     )  # fmt: skip
+
+
+def engine_answers(
+    tasks: list[Task], said: Mapping[str, list], tokenizer, device, context: int
+) -> Answers:
+    """What another engine sampled, as tensors, its log-probs beside it. said: its `responses`,
+    `logprobs` and `finished`, a row for each task."""
+    out = Generation(said["responses"], said["logprobs"], said["finished"])
+    answers = as_tensors(tasks, out, tokenizer, device, context)
+    logprobs = torch.tensor([x for row in out.logprobs for x in row], device=device)
+    zeros = torch.zeros(answers.mask.shape, device=device)
+    answers.logprobs = zeros.masked_scatter(answers.mask, logprobs)
+    return answers
+
+
+def engine_correction(
+    rollout: Rollout, answers: Answers, method: str, low: float = 0.5, high: float = 5.0
+) -> tuple[Tensor, dict[str, float]]:
+    """(weights (B, T-1) for the difference between such an engine's probabilities and the
+    trainer's, diagnostics of how large it was); see `mdp.importance_weights`."""
+    weights, stats = mdp.importance_weights(
+        rollout.logprobs, answers.logprobs, rollout.mask, method, low, high
+    )
+    gap = (rollout.logprobs - answers.logprobs)[rollout.mask].abs().max()
+    return weights, {
+        "rollout_logprob_gap": gap.item(), "rollout_kl": stats["rollout_kl"].item(),
+        "rollout_outside": stats["outside"].item(),
+    }  # fmt: skip
 
 
 def on_gpu(model: nn.Module) -> bool:

@@ -17,10 +17,11 @@ from rlhf_course.files import replacing
 from rlhf_course.gpt import GPT
 from rlhf_course.huggingface import HuggingFaceLM, load_fitted, load_tokenizer
 from rlhf_course.pretrained_model import PLAIN, WeightFormat
-from rlhf_course.pretrained_tokenizer import tokens_written
+from rlhf_course.pretrained_tokenizer import begins_with_bos, tokens_written
 from rlhf_course.progress import console
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.runs import Run, read_metrics, read_timing
+from rlhf_course.sft import PLAIN_TEMPLATE
 from rlhf_course.stages.cards import Provenance, write_card
 from rlhf_course.stages.presets import SHAPES, model_shape, workspace
 from rlhf_course.stages.profiles import told
@@ -87,6 +88,12 @@ def load_policy(
         )
     model, tokenizer = load_fitted(name_or_dir, how)
     return device.place(model), tokenizer
+
+
+def plain_template(tokenizer) -> str:
+    """The chat template that a base model's tokenizer gets, which has none: `sft.PLAIN_TEMPLATE`,
+    behind BOS where the model's texts are."""
+    return ("{{ bos_token }}" if begins_with_bos(tokenizer) else "") + PLAIN_TEMPLATE
 
 
 def load_reward_model(

@@ -20,13 +20,11 @@ from rlhf_course.errors import check_finite
 from rlhf_course.evaluation import exact_match
 from rlhf_course.gpt import generate
 from rlhf_course.padding import pad_rows, padded_length
-from rlhf_course.pretrained_tokenizer import begins_with_bos
 from rlhf_course.progress import console
 from rlhf_course.runs import Run, State
 from rlhf_course.schemas import Dialogue
 from rlhf_course.sft import (
     IGNORE,
-    PLAIN_TEMPLATE,
     Example,
     answer_loss,
     mask_prompt,
@@ -54,6 +52,7 @@ from rlhf_course.stages.setup import (
     device_of,
     load_policy,
     new_model,
+    plain_template,
     world_for,
 )
 from rlhf_course.training import epoch_batch, learning_rate, make_optimizer, set_learning_rate
@@ -91,8 +90,7 @@ def prepare(config: SFTConfig, device):
         model, tokenizer = load_policy(source, device, weights_of(config, device))
         if tokenizer.chat_template is None:  # a base model: it is saved with the new one
             console.print("[yellow]the tokenizer gets a chat template: User: Assistant:[/yellow]")
-            bos = "{{ bos_token }}" if begins_with_bos(tokenizer) else ""
-            tokenizer.chat_template = bos + PLAIN_TEMPLATE
+            tokenizer.chat_template = plain_template(tokenizer)
     table, kept, context = fit_dialogues(config, data, tokenizer, model)
     if model is None:
         model = new_model(config.model or config.size, tokenizer, context, config.seed)
