@@ -45,6 +45,7 @@ class Case:
     micro_batch: int = 8
     generated: int = 16
     ptx_rows: int = 0
+    epochs: int = 1
     dtype: str = "bfloat16"
     lora: int | None = None
     checkpointing: bool = False
@@ -231,7 +232,8 @@ def ppo(case: Case, device):
         PPOConfig(
             data="random", model="random", reward_model="random", batch=case.generated,
             minibatch=case.rows, micro_batch=case.micro_batch, max_new_tokens=case.answer,
-            ptx_coef=0.1 if case.ptx_rows else 0.0, ptx_rows=case.ptx_rows or 16, epochs=1,
+            ptx_coef=0.1 if case.ptx_rows else 0.0, ptx_rows=case.ptx_rows or 16,
+            epochs=case.epochs,
             critic_warmup=0, iterations=2, kl_horizon=1e4, lr=1e-6, lora=case.lora,
             gradient_checkpointing=case.checkpointing,
         ),
@@ -260,7 +262,7 @@ def measured(case: Case) -> dict:
     from rlhf_course.stages import ppo as _  # noqa: F401
 
     device = choose_device("auto", case.dtype, 1)
-    small = Case(case.stage, case.family, 1, 64, 64, 8, 8, 2, 2, 2, 0, case.dtype,
+    small = Case(case.stage, case.family, 1, 64, 64, 8, 8, 2, 2, 2, 0, 1, case.dtype,
                  case.lora, case.checkpointing)  # fmt: skip
     twice(small, device)  # kernels and threads are made once
     meter = Meter(device.device)

@@ -141,6 +141,18 @@ def padded(examples: Sequence[Example], context: int) -> tuple[Tensor, Tensor]:
     return tokens, mask_prompt(tokens, prompts, lengths)
 
 
+Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""(tokens, labels, attend, positions), as `answer_loss` takes them."""
+
+
+def as_batch(examples: Sequence[Example], context: int, pad_id: int, packing: bool) -> Batch:
+    """A row for each dialogue, or as few rows as they fit into."""
+    if not packing:
+        return *padded(examples, context), None, None
+    packed = pack(examples, context, pad_id)
+    return packed.tokens, packed.labels, segment_mask(packed.segments), packed.positions
+
+
 class Batches:
     """Batch number `step` as (tokens, labels, attend, positions); a function of the step alone."""
 
@@ -151,12 +163,9 @@ class Batches:
         config = self.config
         picked = epoch_batch(len(self.data.train), config.batch, step, config.seed, "sft")
         examples = [self.data.train[i] for i in picked]
-        if config.packing:
-            packed = pack(examples, self.context, self.pad_id)
-            attend = segment_mask(packed.segments)  # (B, 1, T, T)
-            return packed.tokens, packed.labels, attend, packed.positions
-        tokens, labels = padded(examples, self.context)
-        if self.data.corpus is not None:
+        batch = as_batch(examples, self.context, self.pad_id, config.packing)
+        if self.data.corpus is not None and not config.packing:
+            tokens, labels, *_ = batch
             rows = self.data.corpus.rows(config.corpus_rows, config.seed, "sft corpus", step)
             width = max(tokens.shape[1], rows.shape[1])
             fill = nn.functional.pad
@@ -164,11 +173,8 @@ class Batches:
             labels = torch.cat(
                 [fill(t, (0, width - t.shape[1]), value=IGNORE) for t in (labels, rows)]
             )
-        return tokens, labels, None, None
-
-
-Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""(tokens, labels, attend, positions), as `answer_loss` takes them."""
+            return tokens, labels, None, None
+        return batch
 
 
 def micro_batches(batch: Batch, size: int | None) -> list[Batch]:

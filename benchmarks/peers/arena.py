@@ -1,0 +1,172 @@
+"""Contestants in processes of their own, which take turns at the same work.
+
+A contestant is a function of a case and of `turn`: it makes itself ready, then works and calls
+`turn(tokens=…)` after every repeat. The call waits until it is its turn again, and what lies
+between two calls is what is timed. A trainer that calls back fits in as it is.
+
+Only one works at a time. Every contestant first runs once with each number of threads, and goes
+on with its best; then come the repeats, in another order each time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peers.cases import Case
+
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled",
+               "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error",
+               "TRL_EXPERIMENTAL_SILENCE": "1"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Who takes part: a name for the table, "module:function", and what its process needs."""
+
+    name: str
+    function: str
+    case: Case
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the function."""
+    environment: dict[str, str] = field(default_factory=dict)
+    threads: tuple[int, ...] = ()
+    """The numbers of threads to try; () is 1 and all cores."""
+
+
+@dataclass
+class Turns:
+    """What a contestant did: seconds, units and peak memory of every repeat."""
+
+    threads: int
+    seconds: list[float] = field(default_factory=list)
+    units: list[dict[str, float]] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    def rates(self, unit: str) -> list[float]:
+        """Units a second of every repeat."""
+        return [u[unit] / s for u, s in zip(self.units, self.seconds, strict=True)]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, smallest, largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+class Stopped(BaseException):
+    """Raised in a contestant when the contest is over; no `except Exception` swallows it."""
+
+
+def resident(name: str) -> int:
+    """Bytes: "VmRSS" now, "VmHWM" at most, of this process (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+
+def _live(pipe, log: str, entry: Entry) -> None:
+    """A contestant's process."""
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    import torch
+
+    began = 0.0
+
+    def turn(**units: float) -> None:
+        nonlocal began
+        if began:
+            pipe.send((time.perf_counter() - began, units, resident("VmHWM")))
+        threads = pipe.recv()
+        if threads is None:
+            raise Stopped
+        torch.set_num_threads(threads)
+        began = time.perf_counter()
+
+    module, function = entry.function.split(":")
+    try:
+        getattr(importlib.import_module(module), function)(entry.case, turn, **entry.settings)
+    except (Stopped, EOFError, BrokenPipeError):
+        pass
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # engines and trainers have threads that would go on
+
+
+class Contestant:
+    """A contestant's process, seen from the arena."""
+
+    def __init__(self, entry: Entry, folder: str):
+        self.entry, self.log = entry, str(Path(folder) / f"{entry.name}.log".replace(" ", "-"))
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_live, args=(theirs, self.log, entry), daemon=False)
+        wanted = ENVIRONMENT | entry.environment
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            self.process.start()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        theirs.close()
+        self.turns = Turns(0)
+
+    def work(self, threads: int) -> tuple[float, dict[str, float]]:
+        """One repeat: seconds, units. Raises RuntimeError with what the process last said."""
+        try:
+            self.pipe.send(threads)
+            seconds, units, self.turns.peak_bytes = self.pipe.recv()
+        except (EOFError, BrokenPipeError):
+            said = Path(self.log).read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"{self.entry.name} on {self.entry.case} has ended:\n{said}") from None
+        return seconds, units
+
+    def close(self) -> None:
+        """End the process."""
+        try:
+            self.pipe.send(None)
+        except BrokenPipeError:
+            pass
+        self.pipe.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def contest(
+    entries: list[Entry], repeats: int, unit: str, say: Callable[[str], None] = print
+) -> dict[str, Turns]:
+    """All of them, `repeats` times each, one after the other."""
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        players = [Contestant(entry, folder) for entry in entries]
+        try:
+            for player in players:  # the first turn of all warms up
+                tried = {}
+                for threads in player.entry.threads or tuple({1, cores}):
+                    player.work(threads)
+                    seconds, units = player.work(threads)
+                    tried[threads] = units[unit] / seconds
+                player.turns.threads = max(tried, key=tried.__getitem__)
+                told = ", ".join(f"{n} threads: {rate:,.0f}" for n, rate in tried.items())
+                say(f"    {player.entry.name}: {unit}/s with {told}")
+            for repeat in range(repeats):
+                start = repeat % len(players)
+                for player in players[start:] + players[:start]:
+                    seconds, units = player.work(player.turns.threads)
+                    player.turns.seconds.append(seconds)
+                    player.turns.units.append(units)
+        finally:
+            for player in players:
+                player.close()
+    return {player.entry.name: player.turns for player in players}

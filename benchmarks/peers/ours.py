@@ -1,0 +1,98 @@
+"""Our contestants: what the stages do in a step, without the run folder around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from peers.cases import PAD, Case
+
+Turn = Callable[..., None]
+NEVER = -1
+"""An EOS that is never drawn."""
+
+
+def sft(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
+    """Updates of SFT on the same dialogues as everybody."""
+    from rlhf_course.device import choose_device
+    from rlhf_course.gpt import GPT
+    from rlhf_course.stages import sft as stage
+    from rlhf_course.training import make_optimizer
+
+    device = choose_device("cpu", case.dtype)
+    model = device.place(GPT.from_pretrained(case.model())).train()
+    optimizer = make_optimizer(model, 1e-5)
+    rows = [stage.as_example(p, a) for p, a in case.dialogues(case.rows * case.updates)]
+    turn()
+    while True:
+        for start in range(0, len(rows), case.rows):
+            examples = rows[start : start + case.rows]
+            batch = stage.as_batch(examples, model.context, PAD, case.packing)
+            optimizer.zero_grad(set_to_none=True)
+            loss = stage.backward(model, batch, micro_batch, device.device)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            loss.item()
+            optimizer.step()
+        turn(tokens=sum(len(ids) for ids, _ in rows))
+
+
+def reward_model(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
+    """Updates of the reward model."""
+    from rlhf_course.device import choose_device
+    from rlhf_course.reward_model import ScalarModel
+    from rlhf_course.stages import reward_model as stage
+    from rlhf_course.stages.settings import RewardModelConfig
+    from rlhf_course.training import make_optimizer
+
+    device = choose_device("cpu", case.dtype)
+    model = device.place(ScalarModel.from_pretrained(case.model("reward"))).train()
+    optimizer = make_optimizer(model, 1e-5)
+    config = RewardModelConfig(batch=case.rows, micro_batch=micro_batch, loss="pairwise")
+    pairs = [stage.Ranked(p, [a, b]) for p, a, b in case.pairs(case.rows * case.updates)]
+    turn()
+    while True:
+        for start in range(0, len(pairs), case.rows):
+            optimizer.zero_grad(set_to_none=True)
+            loss = stage.backward(config, model, pairs[start : start + case.rows])
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            loss.item()
+            optimizer.step()
+        turn(pairs=len(pairs))
+
+
+def rollout(case: Case, turn: Turn) -> None:
+    """Answers of given lengths to the prompts."""
+    from rlhf_course.device import casts_kept, choose_device
+    from rlhf_course.gpt import GPT
+    from rlhf_course.decoding import decode
+
+    device = choose_device("cpu", case.dtype)
+    model = device.place(GPT.from_pretrained(case.model())).eval()
+    prompts = [prompt for prompt, _ in case.dialogues(case.rows)]
+    lengths = [answer for _, answer in case.lengths(case.rows)]
+    turn()
+    while True:
+        with torch.inference_mode(), casts_kept(model):
+            said = decode(model, prompts, lengths, NEVER, every=1)
+        turn(tokens=sum(map(len, said.responses)))
+
+
+def ppo(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
+    """Iterations of PPO: answers, scores, advantages, updates."""
+    import memory
+
+    from rlhf_course.device import choose_device
+
+    shape = case.shape
+    same = memory.Case(
+        "ppo", "gpt", shape.layers, shape.width, shape.vocabulary, case.prompt, case.answer,
+        rows=case.minibatch, micro_batch=micro_batch or case.minibatch, generated=case.rows,
+        epochs=case.epochs, dtype=case.dtype,
+    )  # fmt: skip
+    trainer = memory.ppo(same, choose_device("cpu", case.dtype))
+    turn()
+    step = 0
+    while True:
+        trainer.iterate(step)
+        step += 1
+        turn(episodes=case.rows)
