@@ -117,7 +117,7 @@ def generation(case: memory.Case, device, repeats: int, vllm: bool) -> dict:
     new, kept = case.answer, {}
 
     def by(function, **how):
-        with torch.inference_mode(), casts_kept(model):
+        with torch.no_grad(), casts_kept(model):
             function(model, prompts, new, -1, **how)
 
     kept["generate"] = lambda: by(generate)

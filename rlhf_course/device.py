@@ -98,7 +98,8 @@ def casts_kept(model: torch.nn.Module) -> Iterator[None]:
 
     Autocast makes them anew in every pass, and generation makes a pass for each token. They live
     here until the outermost autocast ends, and this one, which computes nothing, is it. For passes
-    without gradient, between which no weight changes.
+    without gradient, between which no weight changes; under `torch.no_grad`, since autocast keeps
+    nothing in `torch.inference_mode`.
     """
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
         yield

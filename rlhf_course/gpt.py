@@ -104,8 +104,12 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch (the others have finished)."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        """Keep only these rows of the batch (the others have finished), in this order. Those that
+        stay where they are are not copied."""
+        move = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        for kept in (self.keys, self.values):
+            kept[:, move, :, : self.length] = kept[:, rows[move], :, : self.length]
+        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
 
 
 class Attention(nn.Module):

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_course.mdp import chunked_logprobs
-from rlhf_course.padding import padded_length
+from rlhf_course.padding import like_lengths, padded_length
 from rlhf_course.vocabulary import rows_at_a_time
 
 
@@ -57,8 +58,15 @@ class Rollout:
         return Rollout(**{name: x.to(device) for name, x in held.items() if x is not None})
 
     def micro_batches(self, size: int | None) -> Iterator[Rollout]:
-        """Slices of at most `size` rows, in order (None: everything at once)."""
-        for rows in torch.arange(len(self)).split(size or len(self)):
+        """Slices of at most `size` rows, in order (None: see `like_lengths`)."""
+        if size is not None:
+            parts = torch.arange(len(self)).split(size)
+        else:
+            device, limit = self.tokens.device, self.tokens.shape[1]
+            places = torch.arange(2, limit + 1, device=device)  # of the actions' tokens, from 1
+            lengths = (places * self.mask).amax(dim=1)  # (B,)
+            parts = map(torch.tensor, like_lengths(lengths.tolist(), None, device, limit))
+        for rows in parts:
             yield self.select(rows)
 
 
@@ -97,9 +105,11 @@ def action_logprobs(
     tokens (B, T) long, mask (B, T-1) bool. Logits are computed at the actions alone: the prompt's
     and the pads' would be most of the work and are not needed.
     """
-    hidden = model.hidden_states(tokens)[:, :-1][mask]  # (N, D), N actions of all rows
+    places = F.pad(mask, (0, 1)).flatten().nonzero()[:, 0]  # (N,): N actions of all rows
+    # The gradient of index_select adds rows up 6 times as fast as that of hidden[mask].
+    hidden = model.hidden_states(tokens).flatten(0, 1).index_select(0, places)  # (N, D)
     chosen, entropy = chunked_logprobs(
-        hidden, model.unembed, tokens[:, 1:][mask], temperature,
+        hidden, model.unembed, tokens.flatten()[places + 1], temperature,
         rows_at_a_time(model.vocab_size, 4096),
     )  # fmt: skip
     zeros = torch.zeros(mask.shape, dtype=chosen.dtype, device=mask.device)

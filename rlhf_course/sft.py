@@ -214,9 +214,12 @@ def answer_loss(
     the answers have more than `vocabulary.LOGITS` logits, they exist a chunk at a time, in the
     backward pass too, which computes them once more.
     """
-    asked = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)  # before the model: a GPU waits here
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()  # (B T,): of the next token
+    asked = (following != IGNORE).nonzero()[:, 0]  # (N,), before the model: a GPU waits here
     hidden = model.hidden_states(tokens, attend, positions)  # (B, T, D)
-    rows, wanted = hidden[:, :-1][asked], labels[:, 1:][asked]  # (N, D), (N,)
+    # The gradient of index_select adds rows up 6 times as fast as that of hidden[mask].
+    rows = hidden.flatten(0, 1).index_select(0, asked)  # (N, D)
+    wanted = following[asked]  # (N,)
     size = rows_at_a_time(model.vocab_size)
     if len(rows) <= size:
         return _rows_loss(model, rows, wanted, denominator)

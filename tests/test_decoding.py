@@ -1,12 +1,14 @@
-"""Answers from a cache of fixed width are those of `sampling.generate`."""
+"""The fast ways of sampling give the answers of `sampling.generate`, or others just as likely."""
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf_course.decoding import decode, fits
+from rlhf_course import decoding
+from rlhf_course.decoding import decode, draw, fits, pays
 from rlhf_course.device import casts_kept
 from rlhf_course.errors import ModelError
-from rlhf_course.sampling import generate
+from rlhf_course.sampling import generate, sample_token
 from rlhf_course.stages import rollouts
 from rlhf_course.stages.rollouts import Task, collect
 from rlhf_course.stages.settings import PPOConfig
@@ -47,20 +49,98 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize(
     "how", [{}, {"top_k": 9}, {"top_p": 0.8, "temperature": 0.7}], ids=["all", "top_k", "top_p"]
 )
-def test_sampled_answers_are_the_same(kind, prompts, how):
+def test_sampled_answers_are_the_same(kind, prompts, how, monkeypatch):
+    """With `generate`'s own draws, and rows that keep their order."""
+    monkeypatch.setattr(decoding, "draw", lambda logits, t, g: sample_token(logits, t, generator=g))
     model = model_of(kind)
     expected = generate(model, prompts, NEW, EOS, generator=generator(), **how)
     lengths = [len(r) for r in expected.responses]
     assert len(set(lengths)) > 4  # rows are dropped on the way
-    assert_same(decode(model, prompts, NEW, EOS, generator=generator(), every=1, **how), expected)
+    found = decode(model, prompts, NEW, EOS, generator=generator(), every=1, fixed=True, **how)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("every", [1, 5, 16, 100])
-def test_greedy_answers_are_the_same_however_seldom_one_looks(kind, every):
+def test_greedy_answers_are_the_same_however_seldom_one_looks(kind, every, fixed):
     model = model_of(kind)
     expected = generate(model, RAGGED, NEW, EOS, temperature=0)
-    assert_same(decode(model, RAGGED, NEW, EOS, temperature=0, every=every), expected)
+    found = decode(model, RAGGED, NEW, EOS, temperature=0, every=every, fixed=fixed)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_each_prompt_may_have_its_own_limit(kind, fixed):
+    """Rows leave in every order, and what the others say does not change; log-probs neither."""
+    model = model_of(kind)
+    limits = [1 + (11 * i) % NEW for i in range(len(RAGGED))]
+    whole = generate(model, RAGGED, NEW, EOS, temperature=0)
+    for size in (None, 5):
+        found = decode(model, RAGGED, limits, EOS, temperature=0, fixed=fixed, batch_size=size)
+        for i, limit in enumerate(limits):
+            assert found.responses[i] == whole.responses[i][:limit]
+            assert found.logprobs[i] == pytest.approx(whole.logprobs[i][:limit], abs=2e-5)
+            assert found.finished[i] == (EOS in whole.responses[i][:limit])
+
+
+def test_the_draws_are_of_sample_tokens_distribution():
+    """Frequencies of 40,000 draws from each of two rows, within 5 standard errors."""
+    torch.manual_seed(0)
+    logits, many = torch.randn(2, 50), 40_000
+    logits[0, 7] = -torch.inf
+    logits[1, -1] = -torch.inf  # also the last, where rounding might end up
+    expected = (logits / 0.7).softmax(-1)
+    tokens, logprobs = draw(logits.repeat(many, 1), 0.7, generator())
+    for row in range(2):
+        shares = torch.bincount(tokens[row::2], minlength=50) / many
+        error = (expected[row] * (1 - expected[row]) / many).sqrt()
+        assert (shares - expected[row]).abs().le(5 * error).all()
+    assert torch.allclose(logprobs[:2], expected.log()[range(2), tokens[:2]], atol=1e-5)
+    assert not ((tokens[::2] == 7).any() or (tokens[1::2] == 49).any())
+
+
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution():
+    logits = torch.randn(64, 5000, generator=generator())
+    at = torch.rand(64, 1, generator=generator())
+    tokens, _ = draw(logits, generator=generator())
+    edges = logits.double().softmax(-1).cumsum(-1)
+    before = torch.nn.functional.pad(edges, (1, 0))
+    assert (before.gather(1, tokens[:, None]) <= at + 1e-5).all()
+    assert (edges.gather(1, tokens[:, None]) >= at - 1e-5).all()
+
+
+def test_rows_that_stay_in_their_place_are_not_copied():
+    model = tiny("gpt")
+    cache = model.new_cache(6, 8)
+    cache.keys.copy_(torch.arange(6.0)[None, :, None, None, None].expand_as(cache.keys))
+    cache.length, before = 3, cache.keys.data_ptr()
+    cache.select(torch.tensor([0, 5, 2, 4]))
+    assert cache.keys.data_ptr() == before and cache.keys.shape[1] == 4
+    assert cache.keys[0, :, 0, :3, 0].tolist() == [[x] * 3 for x in (0.0, 5.0, 2.0, 4.0)]
+
+
+class Casts(TorchDispatchMode):
+    """Counts what is cast to bf16, by shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.shapes.append(tuple(args[0].shape))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_rollout_casts_each_weight_once():
+    model = tiny("gpt").eval()
+    model.compute_dtype = torch.bfloat16
+    weight = tuple(model.blocks[0].mlp.expand.weight.shape)
+    with Casts() as casts:
+        collect(model, [Task("", EVEN[0])], Words(), PPOConfig(max_new_tokens=6), generator(), 48)
+    assert casts.shapes.count(weight) == len(model.blocks)
 
 
 def test_batches_and_progress():
@@ -84,7 +164,7 @@ def test_in_bf16_what_is_kept_between_steps_changes_no_bit(kind):
     model = tiny(kind).eval()
     model.compute_dtype = torch.bfloat16
     first = generate(model, EVEN, NEW, EOS, generator=generator())
-    with torch.inference_mode(), casts_kept(model):
+    with torch.no_grad(), casts_kept(model):
         again = generate(model, EVEN, NEW, EOS, generator=generator())
     assert (first.responses, first.logprobs) == (again.responses, again.logprobs)
 
@@ -103,9 +183,16 @@ class Words:
         return ["" for _ in ids]
 
 
-def test_a_rollout_on_a_gpu_takes_it_unless_a_student_wrote_generate(monkeypatch):
+def test_it_pays_where_much_is_drawn():
+    model = tiny("gpt")
+    assert not pays(model)
+    model.vocab_size = 1024
+    assert pays(model)
+
+
+def test_a_rollout_takes_it_where_it_pays_unless_a_student_wrote_generate(monkeypatch):
     calls = []
-    monkeypatch.setattr(rollouts, "on_gpu", lambda model: True)
+    monkeypatch.setattr(rollouts, "pays", lambda model: True)
     monkeypatch.setattr(rollouts, "decode", lambda *a, **k: calls.append(k) or decode(*a, **k))
     tasks = [Task("", prompt) for prompt in EVEN]
     config = PPOConfig(max_new_tokens=6, generation_batch=5)

@@ -65,12 +65,12 @@ def test_sft_makes_the_same_update(kind, packed, size):
 
 def test_a_part_holds_rows_of_like_length_and_no_column_of_pads():
     tokens, labels, *_ = batch_of(False)
-    parts = sft_stage.micro_batches((tokens, labels, None, None), 3)
+    parts = sft_stage.micro_batches((tokens, labels, None, None), 3, CPU)
     assert [len(part[0]) for part in parts] == [3, 3, 3, 2]
     widths = [part[0].shape[1] for part in parts]
     assert widths == sorted(widths, reverse=True) and widths[-1] <= 16 < widths[0]
     assert sum(int((part[1] != IGNORE).sum()) for part in parts) == int((labels != IGNORE).sum())
-    wholes = sft_stage.micro_batches((tokens, labels, None, None), None)
+    wholes = sft_stage.micro_batches((tokens, labels, None, None), None, CPU)
     assert wholes[0][0] is tokens
 
 

@@ -128,7 +128,9 @@ class Contestant:
             seconds, units, self.turns.peak_bytes = self.pipe.recv()
         except (EOFError, BrokenPipeError):
             said = Path(self.log).read_text(errors="replace")[-3000:]
-            raise RuntimeError(f"{self.entry.name} on {self.entry.case} has ended:\n{said}") from None
+            raise RuntimeError(
+                f"{self.entry.name} on {self.entry.case} has ended:\n{said}"
+            ) from None
         return seconds, units
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+
 from peers.cases import PAD, Case
 
 Turn = Callable[..., None]
@@ -62,9 +63,9 @@ def reward_model(case: Case, turn: Turn, micro_batch: int | None = None) -> None
 
 def rollout(case: Case, turn: Turn) -> None:
     """Answers of given lengths to the prompts."""
+    from rlhf_course.decoding import decode
     from rlhf_course.device import casts_kept, choose_device
     from rlhf_course.gpt import GPT
-    from rlhf_course.decoding import decode
 
     device = choose_device("cpu", case.dtype)
     model = device.place(GPT.from_pretrained(case.model())).eval()
@@ -72,8 +73,8 @@ def rollout(case: Case, turn: Turn) -> None:
     lengths = [answer for _, answer in case.lengths(case.rows)]
     turn()
     while True:
-        with torch.inference_mode(), casts_kept(model):
-            said = decode(model, prompts, lengths, NEVER, every=1)
+        with torch.no_grad(), casts_kept(model):
+            said = decode(model, prompts, lengths, NEVER)
         turn(tokens=sum(map(len, said.responses)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+
 from peers.cases import EOS, PAD, Case
 
 Turn = Callable[..., None]

@@ -16,10 +16,10 @@ from rlhf_course.beyond_ppo import (
     reinforce_plus_plus_advantages,
     rloo_advantages,
 )
-from rlhf_course.decoding import decode, fits
+from rlhf_course.decoding import decode, pays
 from rlhf_course.device import casts_kept
 from rlhf_course.errors import TrainingError
-from rlhf_course.padding import pad_rows, padded_length
+from rlhf_course.padding import like_lengths, pad_rows, padded_length
 from rlhf_course.ppo import whiten
 from rlhf_course.ppo_ptx import PopArt, RunningMoments
 from rlhf_course.rollout import Rollout, action_logprobs
@@ -108,15 +108,10 @@ def engine_correction(
     }  # fmt: skip
 
 
-def on_gpu(model: nn.Module) -> bool:
-    """Whether a wait for the host is what sampling waits for."""
-    return next(model.parameters()).device.type == "cuda"
-
-
 def _sampler(policy: nn.Module, config) -> Callable[..., Generation]:
-    """`decode` on a GPU, else `generate`; and always `generate` where a student has written it."""
-    ours = generate.__module__ == "rlhf_course.sampling"
-    if not (ours and on_gpu(policy) and fits(policy)):
+    """`decode` where it is faster than `generate`; and always `generate` where a student has
+    written it."""
+    if generate.__module__ != "rlhf_course.sampling" or not pays(policy):
         return generate
     return partial(decode, record=getattr(config, "cuda_graphs", False))
 
@@ -134,7 +129,7 @@ def collect(
     Raises TrainingError when the policy's logits are NaN.
     """
     try:
-        with torch.inference_mode(), casts_kept(policy):
+        with torch.no_grad(), casts_kept(policy):
             out = _sampler(policy, config)(
                 policy, [t.tokens for t in tasks], config.max_new_tokens, tokenizer.eos_token_id,
                 config.temperature, generator=generator,
@@ -157,18 +152,24 @@ def in_parts(function, size: int, *tensors: Tensor) -> list[Tensor]:
     return [torch.cat(columns) for columns in zip(*parts, strict=True)]
 
 
-def by_length(function, size: int, answers: Answers) -> list[Tensor]:
+def by_length(function, size: int | None, answers: Answers) -> list[Tensor]:
     """The same for function(tokens (b, t), mask (b, t-1)) -> columns of (b, t-1), with answers of
-    like length in a part: its pads are cut off before, and filled up with 0 after."""
+    like length in a part (see `like_lengths`): its pads are cut off before, and filled up with 0
+    after."""
     lengths, T = answers.prompt_lengths + answers.response_lengths, answers.tokens.shape[1]
-    order = lengths.argsort(descending=True, stable=True)
-    parts = []
-    for rows in order.split(size):
-        t = padded_length(int(lengths[rows[0]]), T)
+    parts, order = [], []
+    for rows in like_lengths(lengths.tolist(), size, answers.tokens.device, T):
+        t = padded_length(int(lengths[rows].max()), T)
         columns = function(answers.tokens[rows, :t], answers.mask[rows, : t - 1])
         parts.append([F.pad(column, (0, T - t)) for column in columns])
-    back = order.argsort()
+        order += rows
+    back = torch.tensor(order, device=answers.tokens.device).argsort()
     return [torch.cat(columns)[back] for columns in zip(*parts, strict=True)]
+
+
+def rows_at_once(config: PPOConfig, device: torch.device) -> int | None:
+    """How many answers are read at a time where nothing is learned."""
+    return config.micro_batch or (None if device.type == "cpu" else config.minibatch)
 
 
 @torch.no_grad()
@@ -182,7 +183,6 @@ def score_actions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(logprobs, reference logprobs, values), (B, T-1) each, 0 outside the actions; without a
     critic all values are 0."""
-    size = config.micro_batch or config.minibatch
 
     def read(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logprobs, _ = action_logprobs(policy, tokens, mask, config.temperature)
@@ -192,11 +192,9 @@ def score_actions(
         values = critic.token_scores(tokens)[:, :-1]
         return logprobs, ref_logprobs, torch.where(mask, values, 0.0)
 
+    size = rows_at_once(config, answers.tokens.device)
     with casts_kept(policy):
-        if config.micro_batch is None:
-            logprobs, ref_logprobs, values = in_parts(read, size, answers.tokens, answers.mask)
-        else:
-            logprobs, ref_logprobs, values = by_length(read, size, answers)
+        logprobs, ref_logprobs, values = by_length(read, size, answers)
     if popart is not None:
         values = torch.where(answers.mask, popart.denormalize(values), 0.0)
     return logprobs, ref_logprobs, values

@@ -19,7 +19,7 @@ from rlhf_course.data_report import DataReport
 from rlhf_course.errors import check_finite
 from rlhf_course.evaluation import exact_match
 from rlhf_course.gpt import generate
-from rlhf_course.padding import pad_rows, padded_length
+from rlhf_course.padding import like_lengths, pad_rows, padded_length
 from rlhf_course.progress import console
 from rlhf_course.runs import Run, State
 from rlhf_course.schemas import Dialogue
@@ -177,16 +177,17 @@ class Batches:
         return batch
 
 
-def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
-    """The batch in parts of at most `size` rows (None: whole). Rows of like length share a part,
-    which ends where its longest row does: less to compute, and nothing else changes."""
+def micro_batches(batch: Batch, size: int | None, device: torch.device) -> list[Batch]:
+    """The batch in parts of at most `size` rows (None: see `like_lengths`). Rows of like length
+    share a part, which ends where its longest row does: less to compute, and nothing else changes."""
     tokens, labels, attend, positions = batch
-    if size is None or size >= len(tokens):
-        return [batch]
     places = torch.arange(1, tokens.shape[1] + 1)
     lengths = torch.where(labels != IGNORE, places, 1).amax(dim=1)  # behind it nothing is asked
+    rows_of_parts = like_lengths(lengths.tolist(), size, device, tokens.shape[1])
+    if len(rows_of_parts) == 1:
+        return [batch]
     parts = []
-    for rows in lengths.argsort(descending=True, stable=True).split(size):
+    for rows in rows_of_parts:
         T = padded_length(int(lengths[rows].max()), tokens.shape[1])
         seen = None if attend is None else attend[rows, :, :T, :T]
         counted = None if positions is None else positions[rows, :T]
@@ -196,7 +197,7 @@ def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
 
 def backward(model: nn.Module, batch: Batch, size: int | None, device: torch.device) -> Tensor:
     """Add the gradient of the mean loss over the batch's answers; returns that mean, 0-dim."""
-    parts = micro_batches(batch, size)
+    parts = micro_batches(batch, size, device)
     # A single part counts for itself, as it did before there were several.
     count = (batch[1][:, 1:] != IGNORE).sum().item() if len(parts) > 1 else None
     losses = []
