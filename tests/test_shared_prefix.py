@@ -100,15 +100,23 @@ def test_an_answer_sees_the_prompt_and_itself():
     assert mask.shape == (1, 1, 8, 8) and mask.dtype == torch.bool
     expected = "1....... 11...... 111..... 1111.... 11..1... 11..11.. 11....1. 11....11"
     assert ["".join(".1"[v] for v in row) for row in mask[0, 0].tolist()] == expected.split()
+    assert shared_mask(torch.tensor([[0, PAD, 1]]))[0, 0].int().tolist()[2] == [1, 0, 1]
 
 
-def test_scores_go_back_into_rows_of_one_answer():
-    prompts, answers = draw((3, 1, 2))
+@pytest.mark.parametrize("counts", RAGGED.values())
+def test_scores_go_back_into_rows_of_one_answer(counts):
+    prompts, answers = draw(counts)
     rows = side_by_side(prompts, answers)
     back = unshared(rows.tokens, rows).tolist()  # tokens in place of their scores
-    filled = [said + said[:1] * (3 - len(said)) for said in answers]
+    filled = [said + said[:1] * (max(counts) - len(said)) for said in answers]
     wanted = [p + a for p, said in zip(prompts, filled, strict=True) for a in said]
     assert [row[: len(w)] for row, w in zip(back, wanted, strict=True)] == wanted
+
+
+def test_a_short_answer_at_the_end_of_a_full_row():
+    rows = side_by_side([[1] * 10], [[[2] * 5, [3]]])
+    assert rows.tokens.shape == (1, 16)
+    assert unshared(rows.tokens, rows)[1, :11].tolist() == [1] * 10 + [3]
 
 
 # ---------------------------------------------------------------------------- scores and gradients
@@ -252,6 +260,17 @@ def test_the_rule_weighs_tokens_against_pairs(prompt, answer, count, width):
     for model.backbone.width in (width - 1, width):
         worth = worth_sharing([[1] * prompt], [[[1] * answer] * count], model)
         assert worth == (model.backbone.width == width)
+
+
+def test_the_rule_counts_the_separate_rows_as_they_are_padded():
+    """Two cases that are shared for what the pads cost otherwise, and for that alone."""
+    model = reward_model()
+    answers = [[[2] * 23] * 2]  # a row of 66, padded to 72, or two of 43, padded to 48 …
+    assert worth_sharing([[1] * 20], answers, model)
+    model.backbone.context = 43  # … but not beyond the context
+    assert not worth_sharing([[1] * 20], answers, model)
+    # Where one of two prompts has two answers, the other's only one is read twice: four rows.
+    assert worth_sharing([[1] * 25] * 2, [[[2] * 14] * 2, [[2] * 14]], reward_model())
 
 
 def test_positions_and_not_the_row_must_fit_the_context():
