@@ -10,7 +10,7 @@ prompt and answer, and rewards and gradients are equal up to rounding. Of the K 
 such rows P + K A are left.
 
 Attention loses by it: a row of P + K A tokens has more pairs of query and key than K short ones,
-most of them masked out, and computed all the same. `worth_sharing` counts both.
+most of them masked out, and computed all the same. `costs_less` counts both.
 
 Tested by `pytest tests/test_shared_prefix.py`.
 """
@@ -109,20 +109,25 @@ def shared_rewards(model: ScalarModel, rows: SharedRows) -> Tensor:
 def worth_sharing(
     prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]], model: ScalarModel
 ) -> bool:
-    """Whether a row for each prompt costs less than a row for each answer, pads included.
-
-    Counted in multiplications of one block of width D: 12 D² for a token (attention's four matrices
-    and the MLP's, 8 D²), and 2 D for a pair of query and key, once for its weight and once for the
-    value. The causal kernel leaves out the pairs that look ahead, half of them; under a mask all
-    are computed. Rows that exceed the model's context are not shared.
-    """
+    """Whether a row for each prompt costs less (`costs_less`) than a row for each answer, pads
+    included. Rows that exceed the model's context are not shared."""
     pairs = list(zip(prompts, answers, strict=True))
     longest = max(len(p) + max(map(len, said)) for p, said in pairs)
     if longest > model.backbone.context:
         return False  # positions would exceed it; `hidden_states` says so for separate rows
     together = padded_length(max(len(p) + sum(map(len, said)) for p, said in pairs))
     alone = padded_length(longest, model.backbone.context)
-    rows, width = len(prompts) * max(map(len, answers)), model.backbone.width
-    shared = len(prompts) * together * (6 * width + together)  # in units of 2 D
-    separate = rows * alone * (6 * width + alone / 2)
+    return costs_less(together, max(map(len, answers)), alone, model.backbone.width)
+
+
+def costs_less(together: int, answers: int, alone: int, width: int) -> bool:
+    """Whether one row of `together` tokens costs less than a row of `alone` for each answer.
+
+    Counted in multiplications of one block of width D: 12 D² for a token (attention's four matrices
+    and the MLP's, 8 D²), and 2 D for a pair of query and key, once for its weight and once for the
+    value. The causal kernel leaves out the pairs that look ahead, half of them; under a mask all
+    are computed.
+    """
+    shared = together * (6 * width + together)  # in units of 2 D
+    separate = answers * alone * (6 * width + alone / 2)
     return shared < separate
