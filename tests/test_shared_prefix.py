@@ -176,6 +176,21 @@ def test_gradients_through_transformers(kind):
         same(ours[name], gradient, 1e-5 * largest)
 
 
+@pytest.mark.parametrize("size", [None, 3])
+def test_no_step_is_made_of_the_rounding_in_a_constants_gradient(size):
+    model = reward_model("llama")
+    part = [Ranked(p, said) for p, said in zip(*draw((5,) * 16), strict=True)]
+    optimizer, before = torch.optim.AdamW(model.parameters()), model.head.bias.item()
+    weight = model.head.weight.clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        stage.backward(RewardModelConfig(micro_batch=size), model, part)
+        assert model.head.bias.grad is None
+        optimizer.step()
+    assert model.head.bias.item() == before
+    assert (model.head.weight - weight).abs().min() > 1e-4
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("changed", [0, 1, 2])
 def test_an_answer_changes_no_reward_but_its_own(pooling, changed):

@@ -228,7 +228,7 @@ def loss_of(
 
 def backward(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) -> Tensor:
     """Add the gradient of the loss over these comparisons, by `micro_batch` prompts at a time, of
-    like length; returns the loss, 0-dim."""
+    like length; the head's bias gets none. Returns the loss, 0-dim."""
     size, count = config.micro_batch or len(part), None
     if size < len(part):
         part = sorted(part, key=lambda r: len(r.prompt) + max(map(len, r.answers)), reverse=True)
@@ -239,6 +239,9 @@ def backward(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) 
         loss = loss_of(config, model, part[start : start + size], count)
         loss.backward()
         losses.append(loss.detach())
+    # No difference of rewards knows the head's bias: its gradient is 0, in floating point nearly 0,
+    # of which Adam would make steps. It stays, so that transformers' logit, without it, is equal.
+    model.head.bias.grad = None
     return torch.stack(losses).sum()
 
 
