@@ -98,34 +98,45 @@ class HuggingFaceLM(nn.Module):
                     f"{self.context}. Shorten prompt or answer."
                 )
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+        positions = positions.expand(len(tokens), -1)  # (B, T)
         low = self.compute_dtype is not None
         dtype = self.compute_dtype or torch.bfloat16
         with torch.autocast(tokens.device.type, dtype=dtype, enabled=low):
             out = self.backbone(
                 input_ids=tokens,
-                attention_mask=self._masks(attend, tokens),
-                position_ids=positions.expand(len(tokens), -1),
+                attention_mask=self._masks(attend, tokens, positions),
+                position_ids=positions,
                 past_key_values=None if cache is None else cache.past,
                 use_cache=cache is not None,
             )
         return out.last_hidden_state.float()
 
-    def _masks(self, attend: Tensor | None, tokens: Tensor) -> Tensor | dict[str, Tensor] | None:
+    def _masks(
+        self, attend: Tensor | None, tokens: Tensor, positions: Tensor
+    ) -> Tensor | dict[str, Tensor] | None:
         """What transformers takes for `attend`: one mask, or one for each kind of layer."""
         if attend is None:
             return None
         masks = {FULL: self._additive(attend, tokens)}
         if SLIDING in self.attention_kinds:
-            near = attend & self._near(tokens.shape[1], attend.shape[-1], tokens.device)
+            near = attend & self._near(positions, attend.shape[-1])
             masks[SLIDING] = self._additive(near, tokens)
             if not self.masks_by_kind:
                 return masks[SLIDING]
         return masks if self.masks_by_kind else masks[FULL]
 
-    def _near(self, queries: int, keys: int, device: torch.device) -> Tensor:
-        """(T, S) bool: the keys less than a window behind each query; the last T are queries."""
-        key = torch.arange(keys, device=device)
-        return key > key[keys - queries :, None] - self.window
+    def _near(self, positions: Tensor, keys: int) -> Tensor:
+        """Bool, broadcastable to (B, 1, T, S): the keys less than a window behind each query.
+
+        By positions: answers side by side are all as near to their prompt (`shared_prefix`). Behind
+        a cache, which keeps no positions, by columns, and the last T are queries.
+        """
+        queries = positions.shape[1]
+        if keys == queries:
+            behind = positions[:, :, None] - positions[:, None, :]  # (B, T, T)
+            return (behind < self.window)[:, None]  # (B, 1, T, T)
+        key = torch.arange(keys, device=positions.device)
+        return key > key[keys - queries :, None] - self.window  # (T, S)
 
     def _additive(self, attend: Tensor, tokens: Tensor) -> Tensor:
         """True/False -> 0/-inf, the form every attention kernel of transformers takes."""

@@ -215,18 +215,26 @@ class ScalarModel(nn.Module):
         nn.init.zeros_(model.head.bias)
         return model.to(next(language_model.parameters()).device)
 
-    def token_scores(self, tokens: Tensor) -> Tensor:
+    def token_scores(
+        self, tokens: Tensor, attend: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """tokens (B, T) long, right-padded -> (B, T) float32: what the head says at each position,
-        having read the tokens up to there. What stands on pads means nothing."""
-        hidden, head = self.backbone.hidden_states(tokens).float(), self.head
-        return F.linear(hidden, head.weight.float(), head.bias.float())[:, :, 0]  # (B, T)
+        having read the tokens up to there. What stands on pads means nothing. attend, positions:
+        see `GPT.hidden_states`."""
+        hidden, head = self.backbone.hidden_states(tokens, attend, positions), self.head
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # float64 stays
+        weight, bias = head.weight.to(hidden.dtype), head.bias.to(hidden.dtype)
+        return F.linear(hidden, weight, bias)[:, :, 0]  # (B, T)
 
     def rewards(self, tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
         """The normalised reward of each answer, (B,): gain * pooled token scores + bias.
 
         tokens (B, T) long: prompt, response (its EOS included), pads on the right; lengths (B,).
         """
-        scores = self.token_scores(tokens)  # (B, T)
+        return self.pooled(self.token_scores(tokens), prompt_lengths, response_lengths)
+
+    def pooled(self, scores: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
+        """`rewards` from the token scores (B, T), (B,)."""
         if self.pooling == "last":
             pooled = last_token_reward(scores, prompt_lengths + response_lengths)
         else:

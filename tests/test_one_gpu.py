@@ -147,6 +147,15 @@ def test_what_saves_memory_saves_memory(stage):
     assert four.peak < eight.peak < lora.peak
 
 
+def test_a_comparison_reads_its_prompt_once_where_that_costs_less():
+    job = Job("reward-model", SMALL, prompt=100, answer=50, rows=4, micro_batch=2)
+    assert job.compared == 200 and dataclasses.replace(job, answers=5).compared == 350
+    assert dataclasses.replace(job, prompt=1, answer=900).compared == 1802  # not one row of 1801
+    peaks = [estimate(dataclasses.replace(job, prompt=p)).peak for p in (2000, 2010)]
+    of_token = one_gpu.activations(job, 1) - one_gpu.activations(job, 0)
+    assert peaks[1] - peaks[0] == 2 * 10 * of_token
+
+
 def test_an_adapter_shares_the_base():
     """PPO with LoRA holds two bases, where full fine-tuning trains two and reads two more."""
     found = estimate(job("ppo", lora=16))

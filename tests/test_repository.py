@@ -48,7 +48,7 @@ FLOORS = [
     {"huggingface", "evaluation"},
     {"sequence_classifier", "recompute"},
     {"sft", "reward_model"},
-    {"ppo"},
+    {"ppo", "shared_prefix"},
     {"ppo_ptx", "kl_control", "beyond_ppo"},
     {"plots"},
     {"report"},

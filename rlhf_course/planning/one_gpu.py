@@ -18,6 +18,7 @@ from typing import Literal
 
 from rlhf_course.planning.memory import LOGIT_ROWS, kv_cache_bytes
 from rlhf_course.planning.shapes import ModelShape
+from rlhf_course.shared_prefix import costs_less
 from rlhf_course.vocabulary import rows_at_a_time
 
 SFT_LOGITS, PPO_LOGITS, READ_LOGITS, SAMPLE_LOGITS = 3, 5, 3, 4
@@ -62,8 +63,16 @@ class Job:
 
     @property
     def length(self) -> int:
-        """Tokens of a row."""
+        """Tokens of a prompt and one answer."""
         return self.prompt + self.answer
+
+    @property
+    def compared(self) -> int:
+        """Tokens that the reward model reads of a comparison: the prompt once, where that costs
+        less."""
+        together, alone = self.prompt + self.answers * self.answer, self.length
+        shared = costs_less(together, self.answers, alone, self.shape.width)
+        return together if shared else self.answers * alone
 
 
 # ------------------------------------------------------------------------------ one model at a time
@@ -160,14 +169,14 @@ def head_gradient(job: Job) -> int:
     return 0 if job.lora else 4 * job.shape.vocabulary * job.shape.width
 
 
-def pass_peak(job: Job, model: Held, rows: int, wanted: int, tensors: int, more: bool) -> int:
-    """Forward and backward of `rows` rows beside a model's weights: the worst of two moments.
+def pass_peak(job: Job, model: Held, tokens: int, wanted: int, tensors: int, more: bool) -> int:
+    """Forward and backward of `tokens` tokens beside a model's weights: the worst of two moments.
 
     At the first the activations are whole and the logits are there; at the last the gradients are.
     wanted: rows of logits, 0 for a scalar head. more: other micro-batches came before, so all
     gradients are there from the beginning.
     """
-    kept = activations(job, rows * job.length)
+    kept = activations(job, tokens)
     ours, vd = 0, head_gradient(job)
     if wanted:
         chunk = rows_at_a_time(job.shape.vocabulary, LOGIT_ROWS if job.stage == "ppo" else 1 << 62)
@@ -178,7 +187,7 @@ def pass_peak(job: Job, model: Held, rows: int, wanted: int, tensors: int, more:
     last = model.gradients + vd * (int(more) + 2 * tied)
     if job.checkpointing:  # the first layer is computed again when all others have gradients
         lacking = 0 if more or tied else vd
-        last = max(last, model.gradients - lacking + rows * job.length * layer_bytes(job))
+        last = max(last, model.gradients - lacking + tokens * layer_bytes(job))
     return max(first, last)
 
 
@@ -213,10 +222,10 @@ def estimate(job: Job) -> Estimate:
 def _supervised(job: Job) -> Estimate:
     scalar = job.stage == "reward-model"
     model = trained(job, scalar)
-    rows = job.micro_batch * (job.answers if scalar else 1)
-    wanted = 0 if scalar else rows * job.answer
+    tokens = job.micro_batch * (job.compared if scalar else job.length)
+    wanted = 0 if scalar else job.micro_batch * job.answer
     state = {"weights": model.weights, "Adam": model.optimizer}
-    peak = pass_peak(job, model, rows, wanted, SFT_LOGITS, job.micro_batch < job.rows)
+    peak = pass_peak(job, model, tokens, wanted, SFT_LOGITS, job.micro_batch < job.rows)
     return Estimate(state, {"an update": sum(state.values()) + peak})
 
 
@@ -230,14 +239,15 @@ def _ppo(job: Job) -> Estimate:
         state |= {"reference": frozen_bytes(job, False), "reward model": frozen_bytes(job, True)}
     rows, B, V = job.micro_batch, job.generated, job.shape.vocabulary
     copies, more = not (job.lora and (job.quantize or job.base == 2)), rows < job.rows
+    tokens = rows * job.length
     cache = kv_cache_bytes(job.shape, B * job.length, job.attention)
     prompts = passing(job, B * job.prompt, copies)
     moments = {
         "generation": cache + max(prompts, prompts // 8 + 4 * SAMPLE_LOGITS * B * V),
-        "scoring": passing(job, rows * job.length, copies)
+        "scoring": passing(job, tokens, copies)
         + logits(job, rows * job.answer, READ_LOGITS, LOGIT_ROWS),
-        "update of the policy": pass_peak(job, policy, rows, rows * job.answer, PPO_LOGITS, more),
-        "update of the critic": policy.gradients + pass_peak(job, critic, rows, 0, 0, more),
+        "update of the policy": pass_peak(job, policy, tokens, rows * job.answer, PPO_LOGITS, more),
+        "update of the critic": policy.gradients + pass_peak(job, critic, tokens, 0, 0, more),
     }
     if job.ptx_tokens:  # the gradients of PPO are there, and a copy of them is measured
         moments["pretraining text"] = (

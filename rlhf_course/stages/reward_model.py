@@ -27,6 +27,7 @@ from rlhf_course.padding import pad_rows
 from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_prompt
+from rlhf_course.shared_prefix import SharedRows, shared_rewards, side_by_side, worth_sharing
 from rlhf_course.stages.cards import Provenance
 from rlhf_course.stages.checks import check_settings
 from rlhf_course.stages.comparisons import read_comparisons_run
@@ -91,22 +92,39 @@ def encode_ranked(
 
 
 def score_table(model: ScalarModel, part: list[Ranked]) -> tuple[Tensor, Tensor]:
-    """(scores (prompts, K), mask (prompts, K)): every answer is read once.
+    """(scores (prompts, K), mask (prompts, K)): every answer is read once, and where that costs
+    less (`worth_sharing`) so is every prompt.
 
-    A prompt with fewer than K answers repeats its first, which the mask leaves out: the table is
-    full, and every batch has the same shape (see `padding`).
+    A prompt with fewer than K answers repeats its first, which the mask leaves out.
     """
-    width = max(len(r.answers) for r in part)
-    filled = [r.answers + r.answers[:1] * (width - len(r.answers)) for r in part]
-    rows = [r.prompt + a for r, answers in zip(part, filled, strict=True) for a in answers]
-    starts = torch.tensor([len(r.prompt) for r in part for _ in range(width)])  # (N,)
-    lengths = torch.tensor([len(a) for answers in filled for a in answers])  # (N,)
-    there = torch.tensor([len(r.answers) for r in part])  # (prompts,)
+    prompts, answers = [r.prompt for r in part], [r.answers for r in part]
+    device = next(model.parameters()).device
+    if worth_sharing(prompts, answers, model):
+        rows = SharedRows(*(t.to(device) for t in side_by_side(prompts, answers)))
+        scores = shared_rewards(model, rows)  # (prompts, K)
+    else:
+        scores = separate_rewards(model, prompts, answers)  # (prompts, K)
+    there = torch.tensor([len(said) for said in answers])  # (prompts,)
+    mask = torch.arange(scores.shape[1]) < there[:, None]  # (prompts, K)
+    return scores, mask.to(device)
+
+
+def separate_rewards(
+    model: ScalarModel, prompts: list[list[int]], answers: list[list[list[int]]]
+) -> Tensor:
+    """(prompts, K): rewards from a row of prompt and answer for each answer.
+
+    Repeated answers make the table full, and every batch of the same shape (see `padding`).
+    """
+    width = max(map(len, answers))
+    filled = [said + said[:1] * (width - len(said)) for said in answers]
+    rows = [p + a for p, said in zip(prompts, filled, strict=True) for a in said]
+    starts = torch.tensor([len(p) for p in prompts for _ in range(width)])  # (N,)
+    lengths = torch.tensor([len(a) for said in filled for a in said])  # (N,)
     device = next(model.parameters()).device
     tokens = pad_rows(rows, limit=model.backbone.context)  # (N, T), N = prompts × K
     scores = model.rewards(*(t.to(device) for t in (tokens, starts, lengths)))
-    mask = torch.arange(width) < there[:, None]  # (prompts, K)
-    return scores.view(len(part), width), mask.to(device)
+    return scores.view(len(prompts), width)
 
 
 @torch.no_grad()
@@ -210,7 +228,7 @@ def loss_of(
 
 def backward(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) -> Tensor:
     """Add the gradient of the loss over these comparisons, by `micro_batch` prompts at a time, of
-    like length; returns the loss, 0-dim."""
+    like length; the head's bias gets none. Returns the loss, 0-dim."""
     size, count = config.micro_batch or len(part), None
     if size < len(part):
         part = sorted(part, key=lambda r: len(r.prompt) + max(map(len, r.answers)), reverse=True)
@@ -221,6 +239,9 @@ def backward(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) 
         loss = loss_of(config, model, part[start : start + size], count)
         loss.backward()
         losses.append(loss.detach())
+    # No difference of rewards knows the head's bias: its gradient is 0, in floating point nearly 0,
+    # of which Adam would make steps. It stays, so that transformers' logit, without it, is equal.
+    model.head.bias.grad = None
     return torch.stack(losses).sum()
 
 
