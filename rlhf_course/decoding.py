@@ -31,7 +31,7 @@ from rlhf_course.sampling import (
 )
 
 EVERY = 16
-"""Steps between two looks at who has finished on a GPU: few enough that little is written in vain."""
+"""Steps between two looks at who has finished, on a GPU: few enough that little is wasted."""
 LARGE = 1024
 """Tokens of a vocabulary from which `generate` spends much of its time on drawing, on a CPU."""
 

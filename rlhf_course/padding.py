@@ -15,8 +15,8 @@ from torch import Tensor
 
 MULTIPLE = 8
 CPU_TOKENS = 2048
-"""Tokens that a CPU reads at a time where nothing else is said: enough to keep matrix products busy,
-few enough that rows are of like length and activations stay near the core."""
+"""Tokens that a CPU reads at a time where nothing else is said: enough to keep matrix products
+busy, few enough that rows are of like length and activations stay near the core."""
 
 
 def padded_length(longest: int, limit: int | None = None) -> int:

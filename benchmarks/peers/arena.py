@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _live(pipe, log: str, entry: Entry) -> None:
     try:
         getattr(importlib.import_module(module), function)(entry.case, turn, **entry.settings)
     except (Stopped, EOFError, BrokenPipeError):
-        pass
+        pass  # the contest is over
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -135,10 +136,8 @@ class Contestant:
 
     def close(self) -> None:
         """End the process."""
-        try:
+        with suppress(BrokenPipeError):
             self.pipe.send(None)
-        except BrokenPipeError:
-            pass
         self.pipe.close()
         self.process.join(10)
         if self.process.is_alive():

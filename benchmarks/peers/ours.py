@@ -13,14 +13,21 @@ NEVER = -1
 """An EOS that is never drawn."""
 
 
+def _device(case: Case):
+    """As the stages choose it."""
+    from rlhf_course.stages.settings import SFTConfig
+    from rlhf_course.stages.setup import device_of
+
+    return device_of(SFTConfig(device="cpu", dtype=case.dtype))
+
+
 def sft(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
     """Updates of SFT on the same dialogues as everybody."""
-    from rlhf_course.device import choose_device
     from rlhf_course.gpt import GPT
     from rlhf_course.stages import sft as stage
     from rlhf_course.training import make_optimizer
 
-    device = choose_device("cpu", case.dtype)
+    device = _device(case)
     model = device.place(GPT.from_pretrained(case.model())).train()
     optimizer = make_optimizer(model, 1e-5)
     rows = [stage.as_example(p, a) for p, a in case.dialogues(case.rows * case.updates)]
@@ -39,13 +46,12 @@ def sft(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
 
 def reward_model(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
     """Updates of the reward model."""
-    from rlhf_course.device import choose_device
     from rlhf_course.reward_model import ScalarModel
     from rlhf_course.stages import reward_model as stage
     from rlhf_course.stages.settings import RewardModelConfig
     from rlhf_course.training import make_optimizer
 
-    device = choose_device("cpu", case.dtype)
+    device = _device(case)
     model = device.place(ScalarModel.from_pretrained(case.model("reward"))).train()
     optimizer = make_optimizer(model, 1e-5)
     config = RewardModelConfig(batch=case.rows, micro_batch=micro_batch, loss="pairwise")
@@ -64,10 +70,10 @@ def reward_model(case: Case, turn: Turn, micro_batch: int | None = None) -> None
 def rollout(case: Case, turn: Turn) -> None:
     """Answers of given lengths to the prompts."""
     from rlhf_course.decoding import decode
-    from rlhf_course.device import casts_kept, choose_device
+    from rlhf_course.device import casts_kept
     from rlhf_course.gpt import GPT
 
-    device = choose_device("cpu", case.dtype)
+    device = _device(case)
     model = device.place(GPT.from_pretrained(case.model())).eval()
     prompts = [prompt for prompt, _ in case.dialogues(case.rows)]
     lengths = [answer for _, answer in case.lengths(case.rows)]
@@ -82,15 +88,13 @@ def ppo(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
     """Iterations of PPO: answers, scores, advantages, updates."""
     import memory
 
-    from rlhf_course.device import choose_device
-
     shape = case.shape
     same = memory.Case(
         "ppo", "gpt", shape.layers, shape.width, shape.vocabulary, case.prompt, case.answer,
         rows=case.minibatch, micro_batch=micro_batch or case.minibatch, generated=case.rows,
         epochs=case.epochs, dtype=case.dtype,
     )  # fmt: skip
-    trainer = memory.ppo(same, choose_device("cpu", case.dtype))
+    trainer = memory.ppo(same, _device(case))
     turn()
     step = 0
     while True:

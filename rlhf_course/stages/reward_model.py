@@ -23,7 +23,7 @@ from rlhf_course.evaluation import (
     preference_accuracy,
     reward_margin,
 )
-from rlhf_course.padding import pad_rows
+from rlhf_course.padding import like_lengths, pad_rows
 from rlhf_course.reward_model import ScalarModel, kwise_loss, normalize_rewards, pairwise_loss
 from rlhf_course.runs import Run, State
 from rlhf_course.sft import encode_prompt
@@ -228,15 +228,16 @@ def loss_of(
 
 def backward(config: RewardModelConfig, model: ScalarModel, part: list[Ranked]) -> Tensor:
     """Add the gradient of the loss over these comparisons, by `micro_batch` prompts at a time, of
-    like length; the head's bias gets none. Returns the loss, 0-dim."""
-    size, count = config.micro_batch or len(part), None
-    if size < len(part):
-        part = sorted(part, key=lambda r: len(r.prompt) + max(map(len, r.answers)), reverse=True)
+    like length (None: see `like_lengths`); the head's bias gets none. Returns the loss, 0-dim."""
+    lengths = [len(r.prompt) + sum(map(len, r.answers)) for r in part]
+    device, count = next(model.parameters()).device, None
+    parts = like_lengths(lengths, config.micro_batch, device)
+    if len(parts) > 1:
         pairs = [len(r.answers) * (len(r.answers) - 1) // 2 for r in part]
         count = max(sum(map(bool, pairs)) if config.loss == "kwise" else sum(pairs), 1)
     losses = []
-    for start in range(0, len(part), size):
-        loss = loss_of(config, model, part[start : start + size], count)
+    for rows in parts:
+        loss = loss_of(config, model, [part[i] for i in rows], count)
         loss.backward()
         losses.append(loss.detach())
     # No difference of rewards knows the head's bias: its gradient is 0, in floating point nearly 0,

@@ -11,7 +11,7 @@ from torch import nn
 
 from rlhf_course import checkpoints
 from rlhf_course.adapters import LoRA
-from rlhf_course.device import Device, choose_device
+from rlhf_course.device import Device, choose_device, keep_freed_memory
 from rlhf_course.errors import ModelError
 from rlhf_course.files import replacing
 from rlhf_course.gpt import GPT
@@ -43,7 +43,10 @@ def world_for(config):
 
 def device_of(config) -> Device:
     """The device that the configuration asks for; announced when a stage begins."""
-    return choose_device(config.device, config.dtype, config.threads)
+    device = choose_device(config.device, config.dtype, config.threads)
+    if device.device.type == "cpu":
+        keep_freed_memory()
+    return device
 
 
 def announce(stage: str, config, device: Device) -> None:

@@ -179,7 +179,7 @@ class Batches:
 
 def micro_batches(batch: Batch, size: int | None, device: torch.device) -> list[Batch]:
     """The batch in parts of at most `size` rows (None: see `like_lengths`). Rows of like length
-    share a part, which ends where its longest row does: less to compute, and nothing else changes."""
+    share a part, which ends where its longest row does: less to compute, the same gradient."""
     tokens, labels, attend, positions = batch
     places = torch.arange(1, tokens.shape[1] + 1)
     lengths = torch.where(labels != IGNORE, places, 1).amax(dim=1)  # behind it nothing is asked
