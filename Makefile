@@ -1,4 +1,4 @@
-# make demo, make test, make notebooks, make lab: each works as the first command on a fresh clone. It makes .venv, installs the
+# make demo, make test, make notebooks, make lab, make bench: each works as the first command on a fresh clone. It makes .venv, installs the
 # tested versions of constraints.txt, then runs; the second call installs nothing. All but demo also install what chapter 9 needs,
 # DeepSpeed, Ray and vLLM, where those run: on Linux on x86-64.
 #
@@ -6,6 +6,7 @@
 #   make demo TORCH=cpu                  another build of torch: cpu, cu126, cu130 … (PyTorch's own wheel index)
 #   make test PYTHON=/path/to/python     an environment you already have; nothing is installed
 #   make test TESTS=tests/test_ppo.py    some of the tests
+#   make bench ARGS="--parts sft"        some of the benchmark; ARGS=--help for more
 #   make notebooks ARGS="3 4"            some of the chapters; ARGS=--help for more
 #   make distributed TORCH=cu130         chapter 9's engines for a machine with NVIDIA GPUs (by itself where torch sees one)
 
@@ -23,6 +24,7 @@ RUN := .venv/bin/python
 DEV := .venv/installed-dev
 LAB := .venv/installed-lab
 ENGINES := .venv/installed-distributed
+BENCH := .venv-bench/installed
 else
 RUN := $(PYTHON)
 endif
@@ -38,7 +40,7 @@ LOCK := rlhf_course/planning/engines-cpu.txt
 BUILD := DS_BUILD_OPS=0 .venv/bin/python -m pip install --no-build-isolation
 
 .NOTPARALLEL:  # two pips in one environment
-.PHONY: help demo test notebooks lab distributed check format clean
+.PHONY: help demo test notebooks lab distributed bench check format clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=…], see the top of the Makefile for the variables"
@@ -59,6 +61,9 @@ lab: $(LAB) $(ENGINES)  ## open JupyterLab at the chapters
 distributed: $(ENGINES)  ## install DeepSpeed, Ray and vLLM for chapter 9, and say whether all is well
 	$(RUN) -m rlhf_course doctor $(ARGS)
 
+bench: $(BENCH)  ## measure ours against TRL, transformers and vLLM (about 40 minutes), in .venv-bench
+	@$(OFFLINE) $(if $(PYTHON),$(RUN),.venv-bench/bin/python) benchmarks/bench.py $(ARGS)
+
 check: $(DEV)  ## ruff: lint and format
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -68,7 +73,7 @@ format: $(DEV)  ## ruff: mend what it can
 	$(RUN) -m ruff format .
 
 clean:  ## remove the environment and caches; runs and reports stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench build dist *.egg-info .pytest_cache .ruff_cache
 	find rlhf_course tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so an interrupted installation is simply taken up again.
@@ -100,4 +105,12 @@ ifeq ($(PLATFORM),Linux x86_64)
 else
 	@echo "Chapter 9's engines (DeepSpeed, Ray, vLLM) are for Linux on x86-64: left out, and their tests are skipped."
 endif
+	@touch $@
+
+# The peers have an environment of their own, so that nothing of theirs is in the course's.
+.venv-bench/installed: pyproject.toml constraints.txt $(LOCK)
+	@echo "Installing into .venv-bench, once (some minutes, as the network is)."
+	$(SYSTEM_PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install $(INDEX) -c constraints.txt -e ".[dev,bench]"
+	$(BUILD:.venv/%=.venv-bench/%) --no-deps -r $(LOCK)
 	@touch $@

@@ -190,12 +190,13 @@ def sft_loss(logits: Tensor, labels: Tensor, denominator: float | Tensor | None 
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
     # BEGIN SOLUTION
-    asked = labels[:, 1:] != IGNORE  # (B, T-1)
-    predicted, wanted = logits[:, :-1][asked], labels[:, 1:][asked]  # (N, V), (N,)
+    following = labels[:, 1:].flatten()  # (B (T-1),): what each position is to predict
+    asked = (following != IGNORE).nonzero()[:, 0]  # (N,)
+    predicted = logits[:, :-1].flatten(0, 1).index_select(0, asked)  # (N, V)
     if predicted.dtype != torch.float64:
         predicted = predicted.float()
-    total = F.cross_entropy(predicted, wanted, reduction="sum")
-    return total / (asked.sum().clamp(min=1) if denominator is None else denominator)
+    total = F.cross_entropy(predicted, following[asked], reduction="sum")
+    return total / (max(len(asked), 1) if denominator is None else denominator)
     # END SOLUTION
 
 

@@ -57,6 +57,11 @@ class Turns:
         """Units a second of every repeat."""
         return [u[unit] / s for u, s in zip(self.units, self.seconds, strict=True)]
 
+    def told(self, unit: str) -> dict:
+        """For the results."""
+        return {"threads": self.threads, "rate": spread(self.rates(unit)),
+                "rates": self.rates(unit), "peak_bytes": self.peak_bytes}  # fmt: skip
+
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, smallest, largest."""
@@ -144,6 +149,23 @@ class Contestant:
             self.process.kill()
 
 
+LONG = 4.0
+"""Seconds of a turn from which fewer threads than cores are not tried: there is enough work."""
+
+
+def _tune(player: Contestant, cores: int, unit: str, say: Callable[[str], None]) -> None:
+    """Warm up, then find the best number of threads."""
+    choices = player.entry.threads or tuple(sorted({cores, 1}, reverse=True))
+    seconds, _ = player.work(choices[0])
+    tried = {choices[0]: 0.0}
+    for threads in choices if len(choices) > 1 and seconds < LONG else ():
+        seconds, units = player.work(threads)
+        tried[threads] = units[unit] / seconds
+    player.turns.threads = max(tried, key=tried.__getitem__)
+    told = ", ".join(f"{n} threads {rate:,.0f}" for n, rate in tried.items() if rate)
+    say(f"    {player.entry.name}: {told or 'all cores'}")
+
+
 def contest(
     entries: list[Entry], repeats: int, unit: str, say: Callable[[str], None] = print
 ) -> dict[str, Turns]:
@@ -152,15 +174,8 @@ def contest(
     with tempfile.TemporaryDirectory() as folder:
         players = [Contestant(entry, folder) for entry in entries]
         try:
-            for player in players:  # the first turn of all warms up
-                tried = {}
-                for threads in player.entry.threads or tuple({1, cores}):
-                    player.work(threads)
-                    seconds, units = player.work(threads)
-                    tried[threads] = units[unit] / seconds
-                player.turns.threads = max(tried, key=tried.__getitem__)
-                told = ", ".join(f"{n} threads: {rate:,.0f}" for n, rate in tried.items())
-                say(f"    {player.entry.name}: {unit}/s with {told}")
+            for player in players:
+                _tune(player, cores, unit, say)
             for repeat in range(repeats):
                 start = repeat % len(players)
                 for player in players[start:] + players[:start]:
