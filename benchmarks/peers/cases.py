@@ -36,6 +36,12 @@ SHAPES = {
     "0.8M": Shape(3, 2, 128, 1280),
     "10M": Shape(6, 5, 320, 8192),
     "124M": Shape(12, 12, 768, 50257, 1024),
+    # Models that grow and are alike otherwise: heads of 64, one small vocabulary, a long context.
+    "0.2M long": Shape(2, 1, 64, 512, 1024),
+    "0.8M long": Shape(3, 2, 128, 512, 1024),
+    "3.6M long": Shape(4, 4, 256, 512, 1024),
+    "11M long": Shape(6, 6, 384, 512, 1024),
+    "29M long": Shape(9, 8, 512, 512, 1024),
 }
 
 
