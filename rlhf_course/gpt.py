@@ -22,10 +22,8 @@ from rlhf_course import checkpoints
 from rlhf_course.errors import CheckpointError, ModelError
 from rlhf_course.sampling import Generation, generate, sample_token
 
-__all__ = [
-    "GPT", "MLP", "Attention", "Block", "GPTConfig", "Generation", "KVCache",
-    "causal_attention", "generate", "next_token_loss", "sample_token",
-]  # fmt: skip
+__all__ = ["GPT", "MLP", "Attention", "Block", "GPTConfig", "Generation", "KVCache",
+           "causal_attention", "generate", "next_token_loss", "sample_token"]  # fmt: skip
 
 
 @dataclass
@@ -104,11 +102,10 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch (the others have finished), in this order. Those that
-        stay where they are are not copied."""
-        move = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        """Keep these rows of the batch, in this order; only those that change place are copied."""
+        move, n = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0], self.length
         for kept in (self.keys, self.values):
-            kept[:, move, :, : self.length] = kept[:, rows[move], :, : self.length]
+            kept[:, move, :, :n] = kept[:, rows[move], :, :n]
         self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
 
 
