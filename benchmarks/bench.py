@@ -26,7 +26,7 @@ from pathlib import Path
 
 from peers import scaling
 from peers.arena import Entry, contest
-from peers.cases import SHAPES, Case, write_models
+from peers.cases import Case, write_models
 from peers.limit import done_operations, training_operations
 from peers.table import markdown, median_ratio
 
@@ -59,7 +59,7 @@ def _contest(name: str, entries: list[Entry], unit: str, repeats: int, **more) -
 def sft(folder: str, repeats: int) -> list[dict]:
     """Tokens/s of SFT, and the share of the machine's limit."""
     out = []
-    for size in SHAPES:
+    for size in ROWS:
         for dtype in DTYPES:
             for packing in (False, True) if size != "124M" else (False,):
                 rows, updates = ROWS[size]
@@ -140,8 +140,8 @@ def growth(folder: str, repeats: int) -> dict:
         print(text, flush=True)
 
     return {
-        "growth": scaling.growth(folder, min(repeats, 3), say),
-        "processes": scaling.processes(folder, repeats, say),
+        "growth": scaling.growth(Path(folder), min(repeats, 3), say),
+        "processes": scaling.processes(Path(folder), repeats, say),
     }
 
 
@@ -199,7 +199,7 @@ def main() -> None:
     results |= {"machine": machine(), "repeats": given.repeats}
     wanted = [p for p in given.parts if not (given.go_on and p in results["parts"])]
     with tempfile.TemporaryDirectory() as folder:
-        write_models(Path(folder), SHAPES)
+        write_models(Path(folder), ROWS)
         for number, part in enumerate(wanted, 1):
             began = time.perf_counter()
             print(f"{part} ({number} of {len(wanted)})", flush=True)

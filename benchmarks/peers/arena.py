@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -102,6 +103,8 @@ def _live(pipe, log: str, entry: Entry) -> None:
         getattr(importlib.import_module(module), function)(entry.case, turn, **entry.settings)
     except (Stopped, EOFError, BrokenPipeError):
         pass  # the contest is over
+    except BaseException:  # noqa: BLE001  whatever it is, the arena wants to know
+        traceback.print_exc()  # `Contestant.work` tells it
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
