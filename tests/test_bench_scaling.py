@@ -1,6 +1,7 @@
 """benchmarks/peers/scaling.py: what is timed is the right work. No timings."""
 
 import importlib
+import json
 import multiprocessing
 import sys
 from itertools import pairwise
@@ -17,7 +18,9 @@ from rlhf_course.stages.sft import as_batch, as_example, backward
 from rlhf_course.training import make_optimizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-scaling, cases = (importlib.import_module(f"peers.{name}") for name in ("scaling", "cases"))
+scaling, cases, arena = (
+    importlib.import_module(f"peers.{name}") for name in ("scaling", "cases", "arena")
+)
 
 CPU = torch.device("cpu")
 LENGTHS = [(3, 9), (11, 2), (5, 5), (2, 17), (7, 1)]
@@ -188,3 +191,66 @@ def test_only_one_quantity_is_varied():
                 "prompts": case.rows,
             }
             assert seen[sweep.quantity] == x
+
+
+@pytest.fixture
+def contests(monkeypatch) -> list:
+    """The contests that are asked for, each of which has made-up results and takes no time."""
+    asked = []
+
+    def contest(entries, repeats, unit, say):
+        asked.append(entries)
+        out = {}
+        for entry in entries:  # an update takes its tokens in ms, a rollout twice its own
+            case, turn = entry.case, arena.Turns(entry.threads[0])
+            tokens = case.rows * (case.prompt + case.answer) * case.updates
+            per_token = 0.001 if "sft" in entry.function else 0.002 / case.updates
+            faster = {"1 process x 2 threads": 2, "2 processes x 1 thread": 1.5}.get(entry.name, 1)
+            turn.seconds = [tokens * per_token * (1 + i) / faster for i in range(repeats)]
+            turn.units = [{unit: tokens}] * repeats
+            out[entry.name] = turn
+        return out
+
+    monkeypatch.setattr(scaling, "contest", contest)
+    monkeypatch.setattr(scaling, "write_models", lambda folder, sizes: None)
+    return asked
+
+
+def test_growth_tells_seconds_of_an_update_and_of_a_rollout(contests, tmp_path):
+    lines = []
+    out = json.loads(json.dumps(scaling.growth(tmp_path, 3, lines.append)))
+    assert len(lines) == len(out) == len(contests) == 5
+    assert {entry.threads for entries in contests for entry in entries} == {(1,)}
+    assert {entry.case.folder for entries in contests for entry in entries} == {str(tmp_path)}
+    batch = out["sft, batch"]
+    assert batch["points"][0]["x"] == 4
+    # 4 rows of 64 tokens; the repeats take once, twice and three times as long
+    wanted = {"median": 0.512, "min": 0.256, "max": 0.768}
+    assert batch["points"][0]["seconds"] == pytest.approx(wanted, rel=1e-12)
+    assert batch["slope"] == pytest.approx(1, abs=1e-12)
+    assert out["sft, context"]["slope"] == pytest.approx(0, abs=1e-12)
+    first = out["rollout, answers"]["points"][0]
+    assert first["x"] == 16
+    assert first["seconds"]["min"] == pytest.approx(0.002 * 16 * (32 + 16), rel=1e-12)
+
+
+def test_processes_are_compared_with_one_thread(contests, tmp_path):
+    out = json.loads(json.dumps(scaling.processes(tmp_path, 3, print)))
+    assert [[e.threads for e in entries] for entries in contests] == [[(1,), (2,), (1,)]] * 2
+    for entries in contests:  # the same work for all
+        assert len({entry.case for entry in entries}) == 1
+    for told in out["sizes"].values():
+        ways = told["ways"]
+        ratios = [way["times_alone"]["median"] for way in ways.values()]
+        assert ratios == pytest.approx([1, 2, 1.5], rel=1e-12)
+        rate = ways[scaling.ALONE]["tokens_per_second"]
+        assert rate == pytest.approx({"median": 500, "min": 1000 / 3, "max": 1000}, rel=1e-12)
+
+
+def test_models_are_written_once(monkeypatch, tmp_path):
+    (tmp_path / "0.8M" / "reward").mkdir(parents=True)
+    written, one = [], arena.Turns(1, [1.0], [{"tokens": 1}])
+    monkeypatch.setattr(scaling, "contest", lambda entries, *_: {e.name: one for e in entries})
+    monkeypatch.setattr(scaling, "write_models", lambda folder, sizes: written.append(sizes))
+    scaling.processes(tmp_path, 1, print)
+    assert written == [["10M"]]

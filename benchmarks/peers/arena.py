@@ -166,7 +166,7 @@ def _tune(player: Contestant, cores: int, unit: str, say: Callable[[str], None])
         tried[threads] = units[unit] / seconds
     player.turns.threads = max(tried, key=tried.__getitem__)
     told = ", ".join(f"{n} threads {rate:,.0f}" for n, rate in tried.items() if rate)
-    say(f"    {player.entry.name}: {told or 'all cores'}")
+    say(f"    {player.entry.name}: {told or f'{player.turns.threads} threads'}")
 
 
 def contest(

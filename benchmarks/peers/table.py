@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 
 DTYPE = {"float32": "fp32", "bfloat16": "bf16"}
 
@@ -57,5 +58,5 @@ def markdown(results: dict) -> str:
     stack = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v)
     where = f"{machine['cores']} cores of {machine['processor']}; {stack}"
     turns = f"medians of {results['repeats']} turns, in brackets the smallest and largest ratio"
-    lines += ["", f"{where}; {turns}."]
+    lines += ["", textwrap.fill(f"{where}; {turns}.", 130)]
     return "\n".join(lines)
