@@ -94,24 +94,20 @@ MUTANTS = [
             "no shift",
             "You compare the logits at position t with the label at t, which the model has just "
             "read. They answer for the label at t + 1.",
-            [
-                ("labels[:, 1:] != IGNORE", "labels[:, :-1] != IGNORE"),
-                ("labels[:, 1:][asked]", "labels[:, :-1][asked]"),
-            ],
+            [("labels[:, 1:].flatten()", "labels[:, :-1].flatten()")],
         ),
         (
             "shift the other way",
             "You shift the wrong way: position t is compared with the label at t - 1.",
             [
-                ("labels[:, 1:] != IGNORE", "labels[:, :-1] != IGNORE"),
-                ("labels[:, 1:][asked]", "labels[:, :-1][asked]"),
-                ("logits[:, :-1][asked]", "logits[:, 1:][asked]"),
+                ("labels[:, 1:].flatten()", "labels[:, :-1].flatten()"),
+                ("logits[:, :-1].flatten", "logits[:, 1:].flatten"),
             ],
         ),
         (
             "mean over all positions",
             "You divide by all positions, prompts and pads included.",
-            [("asked.sum().clamp(min=1)", "asked.numel()")],
+            [("max(len(asked), 1)", "following.numel()")],
         ),
         (
             "mean of rows' means",
@@ -133,7 +129,7 @@ MUTANTS = [
         (
             "sum",
             "You return the sum, so a batch with longer answers takes a larger step.",
-            [("asked.sum().clamp(min=1) if", "1 if")],
+            [("max(len(asked), 1) if", "1 if")],
         ),
         (
             "product with the mask",
@@ -155,18 +151,18 @@ MUTANTS = [
         (
             "mean of a mean",
             "You divide the MEAN by the denominator. It takes the place of the count.",
-            [('reduction="sum"', 'reduction="mean"'), ("asked.sum().clamp(min=1) if", "1 if")],
+            [('reduction="sum"', 'reduction="mean"'), ("max(len(asked), 1) if", "1 if")],
         ),
         (
             "nothing asked",
             "Without any label you divide 0 by 0. Such a row costs 0.",
-            [("asked.sum().clamp(min=1)", "asked.sum()")],
+            [("max(len(asked), 1)", "len(asked)")],
         ),
         (
             "first label counted",
             "You count the labels before the shift: one on a row's first token, which nothing "
             "predicts, makes the mean too small.",
-            [("asked.sum().clamp(min=1)", "(labels != IGNORE).sum().clamp(min=1)")],
+            [("max(len(asked), 1)", "(labels != IGNORE).sum().clamp(min=1)")],
         ),
         (
             "negative",
@@ -188,8 +184,8 @@ MUTANTS = [
             "A softmax that rounds to 0 has the logarithm -inf. Use log_softmax or cross_entropy.",
             [
                 (
-                    'F.cross_entropy(predicted, wanted, reduction="sum")',
-                    "-predicted.softmax(-1).gather(-1, wanted[:, None]).log().sum()",
+                    'F.cross_entropy(predicted, following[asked], reduction="sum")',
+                    "-predicted.softmax(-1).gather(-1, following[asked][:, None]).log().sum()",
                 )
             ],
         ),
