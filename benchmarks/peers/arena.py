@@ -90,8 +90,8 @@ def _live(pipe, log: str, entry: Entry) -> None:
 
     def turn(**units: float) -> None:
         nonlocal began
-        if began:
-            pipe.send((time.perf_counter() - began, units, resident("VmHWM")))
+        seconds = time.perf_counter() - began if began else 0.0  # 0: ready for the first one
+        pipe.send((seconds, units, resident("VmHWM")))
         threads = pipe.recv()
         if threads is None:
             raise Stopped
@@ -132,8 +132,13 @@ class Contestant:
 
     def work(self, threads: int) -> tuple[float, dict[str, float]]:
         """One repeat: seconds, units. Raises RuntimeError with what the process last said."""
-        try:
+        with suppress(BrokenPipeError):  # `wait` tells
             self.pipe.send(threads)
+        return self.wait()
+
+    def wait(self) -> tuple[float, dict[str, float]]:
+        """Until it has done its turn, or has made itself ready for the first one."""
+        try:
             seconds, units, self.turns.peak_bytes = self.pipe.recv()
         except (EOFError, BrokenPipeError):
             said = Path(self.log).read_text(errors="replace")[-3000:]
@@ -177,6 +182,8 @@ def contest(
     with tempfile.TemporaryDirectory() as folder:
         players = [Contestant(entry, folder) for entry in entries]
         try:
+            for player in players:
+                player.wait()  # else the first would work while the others make themselves ready
             for player in players:
                 _tune(player, cores, unit, say)
             for repeat in range(repeats):
