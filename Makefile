@@ -112,5 +112,7 @@ endif
 	@echo "Installing into .venv-bench, once (some minutes, as the network is)."
 	$(SYSTEM_PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install $(INDEX) -c constraints.txt -e ".[dev,bench]"
+ifeq ($(PLATFORM),Linux x86_64)
 	$(BUILD:.venv/%=.venv-bench/%) --no-deps -r $(LOCK)
+endif
 	@touch $@

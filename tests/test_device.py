@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rlhf_course.device import Device, casts_kept
+from rlhf_course import device as device_module
+from rlhf_course.device import Device, casts_kept, keep_freed_memory
 from rlhf_course.reward_model import ScalarModel
 from rlhf_course.sft import segment_mask
+from rlhf_course.stages.settings import SFTConfig
+from rlhf_course.stages.setup import device_of
 from tests.tiny_models import KINDS, VOCABULARY, tiny
 
 CPU = torch.device("cpu")
@@ -77,3 +80,25 @@ def test_right_padded_rows_need_no_mask_and_may_take_flash_attention(kind, atten
     attention.clear()
     model.hidden_states(TOKENS, segment_mask(torch.zeros(2, 20)))
     assert attention == [(False, False)] * 2
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    """M_MMAP_MAX 0 and the largest M_TRIM_THRESHOLD, by their numbers in malloc.h."""
+    calls = []
+
+    class CLibrary:
+        def mallopt(self, option, value):
+            calls.append((option, value))
+
+    monkeypatch.setattr(device_module.ctypes, "CDLL", lambda name: CLibrary())
+    device_of(SFTConfig(device="cpu"))
+    assert calls == [(-4, 0), (-1, 2**31 - 1)]
+
+
+@pytest.mark.parametrize("missing", [OSError, AttributeError])
+def test_another_c_library_is_left_alone(monkeypatch, missing):
+    def absent(name):
+        raise missing(name)
+
+    monkeypatch.setattr(device_module.ctypes, "CDLL", absent)
+    keep_freed_memory()

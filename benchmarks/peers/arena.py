@@ -164,14 +164,16 @@ LONG = 4.0
 def _tune(player: Contestant, cores: int, unit: str, say: Callable[[str], None]) -> None:
     """Warm up, then find the best number of threads."""
     choices = player.entry.threads or tuple(sorted({cores, 1}, reverse=True))
-    seconds, _ = player.work(choices[0])
-    tried = {choices[0]: 0.0}
-    for threads in choices if len(choices) > 1 and seconds < LONG else ():
+    player.work(choices[0])
+    tried: dict[int, float] = {}
+    for threads in choices:
         seconds, units = player.work(threads)
         tried[threads] = units[unit] / seconds
+        if seconds > LONG:
+            break
     player.turns.threads = max(tried, key=tried.__getitem__)
-    told = ", ".join(f"{n} threads {rate:,.0f}" for n, rate in tried.items() if rate)
-    say(f"    {player.entry.name}: {told or f'{player.turns.threads} threads'}")
+    told = ", ".join(f"{n} threads {rate:,.0f}" for n, rate in tried.items())
+    say(f"    {player.entry.name}: {told}")
 
 
 def contest(

@@ -91,7 +91,7 @@ def ppo(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
     shape = case.shape
     same = memory.Case(
         "ppo", "gpt", shape.layers, shape.width, shape.vocabulary, case.prompt, case.answer,
-        rows=case.minibatch, micro_batch=micro_batch or case.minibatch, generated=case.rows,
+        rows=case.minibatch, micro_batch=micro_batch, generated=case.rows,
         epochs=case.epochs, dtype=case.dtype,
     )  # fmt: skip
     trainer = memory.ppo(same, _device(case))

@@ -37,7 +37,7 @@ def markdown(results: dict) -> str:
         "| work | peer | ours | peer's | | ours / peer's | memory, ours / peer's |",
         "|---|---|---:|---:|---|---:|---:|",
     ]
-    for part in ("sft", "reward_model", "rollout", "ppo"):
+    for part in ("sft", "accumulation", "reward_model", "rollout", "ppo"):
         for contest in parts.get(part, ()):
             lines += [_row(contest, who) for who in contest["found"] if who != "ours"]
     limits = [c for c in parts.get("sft", ()) if "limit" in c]

@@ -7,6 +7,7 @@ TRL: `chunked_nll`, which makes logits of the answers alone. transformers: as it
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 
 import torch
@@ -17,10 +18,11 @@ Turn = Callable[..., None]
 IGNORE = -100
 
 
-def arguments(case: Case, folder: str = "unused", **more) -> dict:
-    """What all trainers are given."""
+def arguments(case: Case, parts: int = 1, **more) -> dict:
+    """What all trainers are given. parts: passes an update, by accumulation of gradients."""
     return {
-        "output_dir": folder, "per_device_train_batch_size": case.rows, "max_steps": 10**6,
+        "output_dir": tempfile.gettempdir(), "gradient_accumulation_steps": parts,
+        "per_device_train_batch_size": case.rows // parts, "max_steps": 10**6,
         "learning_rate": 1e-5, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused",
         "bf16": case.dtype == "bfloat16", "gradient_checkpointing": False, "use_cpu": True,
         "logging_strategy": "no", "save_strategy": "no", "eval_strategy": "no",
@@ -29,14 +31,16 @@ def arguments(case: Case, folder: str = "unused", **more) -> dict:
     }  # fmt: skip
 
 
-def counted(kind: type, case: Case, turn: Turn, count: Callable[[dict], int], unit: str) -> type:
-    """A trainer that takes a turn every `case.updates` updates."""
+def counted(
+    kind: type, case: Case, turn: Turn, count: Callable[[dict], int], unit: str, parts: int = 1
+) -> type:
+    """A trainer that takes a turn every `case.updates` updates of so many passes."""
 
     class Counted(kind):
         done, units = 0, 0
 
         def training_step(self, model, inputs, *rest):
-            if self.done % case.updates == 0:
+            if self.done % (case.updates * parts) == 0:
                 turn(**({unit: self.units} if self.done else {}))
                 self.units = 0
             self.units += count(inputs)
@@ -51,9 +55,8 @@ def load(case: Case, kind: str = "policy", **more):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     auto = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
-    return auto.from_pretrained(
-        case.model(kind), dtype=torch.float32, attn_implementation="sdpa", **more
-    )
+    how = {"dtype": torch.float32, "attn_implementation": "sdpa", **more}
+    return auto.from_pretrained(case.model(kind), **how)
 
 
 def tokenizer_of(case: Case):
@@ -63,7 +66,7 @@ def tokenizer_of(case: Case):
     return AutoTokenizer.from_pretrained(case.model())
 
 
-def sft_trainer(case: Case, turn: Turn) -> None:
+def sft_trainer(case: Case, turn: Turn, parts: int = 1) -> None:
     """TRL's SFTTrainer on prompts and completions."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -72,14 +75,14 @@ def sft_trainer(case: Case, turn: Turn) -> None:
     data = Dataset.from_list([
         {"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in rows
     ])  # fmt: skip
-    kind = counted(SFTTrainer, case, turn, _tokens, "tokens")
+    kind = counted(SFTTrainer, case, turn, _tokens, "tokens", parts)
     more = {"packing": case.packing, "max_length": case.shape.context,
             "loss_type": "chunked_nll"}  # fmt: skip
     if case.packing:  # a row of the packed data is one of `context` tokens
         more["per_device_train_batch_size"] = max(
             1, sum(len(p) + len(a) for p, a in rows) // case.updates // case.shape.context
         )
-    args = SFTConfig(**arguments(case, **more))
+    args = SFTConfig(**arguments(case, parts, **more))
     kind(load(case), args, train_dataset=data, processing_class=tokenizer_of(case)).train()
 
 
@@ -90,7 +93,7 @@ def _tokens(inputs: dict) -> int:
     return inputs["input_ids"].numel()
 
 
-def trainer(case: Case, turn: Turn) -> None:
+def trainer(case: Case, turn: Turn, parts: int = 1) -> None:
     """transformers' Trainer with rows padded to the longest of the batch, labels on the answer."""
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
@@ -98,13 +101,13 @@ def trainer(case: Case, turn: Turn) -> None:
         {"input_ids": p + a, "labels": [IGNORE] * len(p) + a, "attention_mask": [1] * len(p + a)}
         for p, a in case.dialogues(case.rows * case.updates)
     ]
-    kind = counted(Trainer, case, turn, _tokens, "tokens")
+    kind = counted(Trainer, case, turn, _tokens, "tokens", parts)
     collate = DataCollatorForSeq2Seq(tokenizer_of(case), label_pad_token_id=IGNORE)
-    args = TrainingArguments(**arguments(case))
+    args = TrainingArguments(**arguments(case, parts))
     kind(load(case), args, train_dataset=data, data_collator=collate).train()
 
 
-def reward_trainer(case: Case, turn: Turn) -> None:
+def reward_trainer(case: Case, turn: Turn, parts: int = 1) -> None:
     """TRL's RewardTrainer."""
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
@@ -113,8 +116,8 @@ def reward_trainer(case: Case, turn: Turn) -> None:
         {"chosen_ids": p + a, "rejected_ids": p + b}
         for p, a, b in case.pairs(case.rows * case.updates)
     ])  # fmt: skip
-    kind = counted(RewardTrainer, case, turn, lambda i: len(i["input_ids"]) // 2, "pairs")
-    args = RewardConfig(**arguments(case, max_length=case.shape.context))
+    kind = counted(RewardTrainer, case, turn, lambda i: len(i["input_ids"]) // 2, "pairs", parts)
+    args = RewardConfig(**arguments(case, parts, max_length=case.shape.context))
     tokenizer = tokenizer_of(case)
     kind(load(case, "reward"), args, train_dataset=data, processing_class=tokenizer).train()
 
@@ -144,10 +147,15 @@ def ppo_trainer(case: Case, turn: Turn) -> None:
     given = arguments(case, **more)
     for name in ("max_steps", "train_sampling_strategy"):
         del given[name]
-    PPOTrainer(
-        PPOConfig(**given), tokenizer_of(case), load(case), load(case), load(case, "reward"),
-        data, load(case, "reward"), eval_dataset=data, callbacks=[Turns()],
-    ).train()  # fmt: skip
+    low = torch.bfloat16 if case.dtype == "bfloat16" else torch.float32
+    trainer = PPOTrainer(
+        PPOConfig(**given), tokenizer_of(case), load(case), load(case, dtype=low),
+        load(case, "reward", dtype=low), data, load(case, "reward"), eval_dataset=data,
+        callbacks=[Turns()],
+    )  # fmt: skip
+    # Else the accelerator would join the minibatches of an epoch into one step of the optimiser.
+    trainer.accelerator.gradient_accumulation_steps = 1
+    trainer.train()
 
 
 def huggingface_generate(case: Case, turn: Turn, cache: str | None = None) -> None:
@@ -177,20 +185,23 @@ def huggingface_generate(case: Case, turn: Turn, cache: str | None = None) -> No
         turn(tokens=sum(lengths))
 
 
-def vllm(case: Case, turn: Turn) -> None:
-    """vLLM on a CPU, its engine in this process, with the same answers' lengths."""
-    from rlhf_course.distributed.engine_processes import LessonEngine
+def vllm(case: Case, turn: Turn, eager: bool = True) -> None:
+    """vLLM on a CPU, its engine in this process; its threads are bound when it starts. eager: its
+    graph is not compiled, which takes a minute."""
+    from vllm import LLM, SamplingParams
 
-    longest = case.prompt * 2 + case.longest
-    engine = LessonEngine(
-        str(case.model()), dtype=case.dtype, max_model_len=min(longest, case.shape.context), seed=0,
-        max_num_seqs=case.rows,
+    longest = min(case.prompt * 2 + case.longest, case.shape.context)
+    engine = LLM(
+        str(case.model()), skip_tokenizer_init=True, generation_config="vllm", dtype=case.dtype,
+        max_model_len=longest, max_num_seqs=case.rows, seed=0, enforce_eager=eager,
+        enable_prefix_caching=False, kv_cache_memory_bytes=1 << 29,
     )  # fmt: skip
-    prompts = [p for p, _ in case.dialogues(case.rows)]
+    prompts = [{"prompt_token_ids": p} for p, _ in case.dialogues(case.rows)]
     lengths = [a for _, a in case.lengths(case.rows)]
+    how = [SamplingParams(max_tokens=n, ignore_eos=True, detokenize=False) for n in lengths]
     turn()
     while True:
-        engine.write(prompts, lengths)
+        engine.generate(prompts, how, use_tqdm=False)
         turn(tokens=sum(lengths))
 
 

@@ -37,8 +37,7 @@ def _stages(supervised: int, comparisons: int, ppo: int, generated: int) -> dict
     """Micro-batches of dialogues, comparisons and answers, and answers sampled at a time."""
     return {
         "sft": {"batch": 32, "micro_batch": supervised},
-        # It reads the prompt of a comparison once (`shared_prefix`), DPO twice.
-        "reward_model": {"batch": 32, "micro_batch": 2 * comparisons},
+        "reward_model": {"batch": 32, "micro_batch": comparisons},
         "dpo": {"batch": 32, "micro_batch": comparisons},
         "ppo": {"batch": 128, "micro_batch": ppo, "generation_batch": generated,
                 "max_new_tokens": 128},

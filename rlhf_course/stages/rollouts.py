@@ -23,7 +23,7 @@ from rlhf_course.padding import like_lengths, pad_rows, padded_length
 from rlhf_course.ppo import whiten
 from rlhf_course.ppo_ptx import PopArt, RunningMoments
 from rlhf_course.rollout import Rollout, action_logprobs
-from rlhf_course.sampling import Generation, generate
+from rlhf_course.sampling import Generation, generate, sample_token
 from rlhf_course.stages.settings import PPOConfig
 
 
@@ -110,8 +110,9 @@ def engine_correction(
 
 def _sampler(policy: nn.Module, config) -> Callable[..., Generation]:
     """`decode` where it is faster than `generate`; and always `generate` where a student has
-    written it."""
-    if generate.__module__ != "rlhf_course.sampling" or not pays(policy):
+    written it, or the draw that it makes."""
+    own = {generate.__module__, sample_token.__module__} != {"rlhf_course.sampling"}
+    if own or not pays(policy):
         return generate
     return partial(decode, record=getattr(config, "cuda_graphs", False))
 
