@@ -190,8 +190,8 @@ def demo(folder: str, repeats: int) -> dict:
 
 
 PARTS: dict[str, Callable[[str, int], object]] = {
-    "sft": sft, "accumulation": accumulation, "reward_model": reward_model, "rollout": rollout, "ppo": ppo, "scaling": growth,
-    "demo": demo,
+    "sft": sft, "accumulation": accumulation, "reward_model": reward_model, "rollout": rollout,
+    "ppo": ppo, "scaling": growth, "demo": demo,
 }  # fmt: skip
 
 
