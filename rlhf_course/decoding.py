@@ -231,10 +231,7 @@ def decode(
     same distribution than `generate`'s; at temperature 0 the answers are the same.
     Raises ModelError as `generate` does, ValueError where there are not as many limits as prompts.
     """
-    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-    if len(limits) != len(prompts):
-        raise ValueError(f"{len(limits)} limits for {len(prompts)} prompts")
-    require_room(model, prompts, max(limits, default=0))
+    limits = _limits(model, prompts, max_new_tokens)
     device, out = next(model.parameters()).device, Generation()
     fixed = device.type != "cpu" if fixed is None else fixed
     every, remaining = every or (1 if device.type == "cpu" else EVERY), iter(limits)
@@ -268,6 +265,16 @@ def decode(
                 logits = writer.step(new)
             _collect(out, said, logprobs, limit, eos_id)
     return out
+
+
+def _limits(model, prompts: list[list[int]], limits: int | Sequence[int]) -> Sequence[int]:
+    """How many tokens each answer may have, checked."""
+    if isinstance(limits, int):
+        limits = [limits] * len(prompts)
+    if len(limits) != len(prompts):
+        raise ValueError(f"{len(limits)} limits for {len(prompts)} prompts")
+    require_room(model, prompts, max(limits, default=0))
+    return limits
 
 
 def _collect(out: Generation, said: Tensor, logprobs: Tensor, limit: Tensor, eos_id: int) -> None:

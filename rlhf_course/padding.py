@@ -52,7 +52,7 @@ def like_lengths(
         return 1 << (max(fit, 1).bit_length() - 1)
 
     if rows is None and len(order) * padded_length(max(lengths, default=0), limit) <= CPU_TOKENS:
-        return [list(range(len(order)))]
+        return [list(range(len(order)))] if order else []
     parts, start = [], 0
     while start < len(order):
         parts.append(order[start : start + room(lengths[order[start]])])

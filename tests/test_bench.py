@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -143,3 +144,9 @@ def test_the_table_goes_between_the_marks(tmp_path, monkeypatch):
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("a\n<!-- bench -->\n| work |") and text.endswith("<!-- /bench -->\nb\n")
     assert "old" not in text and text.count("SFT 10M fp32") == 1
+
+
+def test_the_readme_shows_the_results_that_lie_beside_the_benchmark():
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    assert {"sft", "reward_model", "rollout", "ppo", "demo"} <= set(results["parts"])
+    assert table.markdown(results) in (ROOT / "README.md").read_text(encoding="utf-8")
