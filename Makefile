@@ -1,6 +1,6 @@
-# make demo, make test, make notebooks, make lab, make bench: each works as the first command on a fresh clone. It makes .venv, installs the
-# tested versions of constraints.txt, then runs; the second call installs nothing. All but demo also install what chapter 9 needs,
-# DeepSpeed, Ray and vLLM, where those run: on Linux on x86-64.
+# make demo, make test, make notebooks, make lab, make bench: each works as the first command on a fresh clone. It makes .venv
+# (bench: .venv-bench), installs the tested versions of constraints.txt, then runs; the second call installs nothing. All but demo
+# also install what chapter 9 needs, DeepSpeed, Ray and vLLM, where those run: on Linux on x86-64.
 #
 #   make demo ARGS="--seed 1"            more flags for rlhf-course demo
 #   make demo TORCH=cpu                  another build of torch: cpu, cu126, cu130 … (PyTorch's own wheel index)
@@ -25,8 +25,10 @@ DEV := .venv/installed-dev
 LAB := .venv/installed-lab
 ENGINES := .venv/installed-distributed
 BENCH := .venv-bench/installed
+PEERS := .venv-bench/bin/python
 else
 RUN := $(PYTHON)
+PEERS := $(PYTHON)
 endif
 
 INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
@@ -62,7 +64,7 @@ distributed: $(ENGINES)  ## install DeepSpeed, Ray and vLLM for chapter 9, and s
 	$(RUN) -m rlhf_course doctor $(ARGS)
 
 bench: $(BENCH)  ## measure ours against TRL, transformers and vLLM (about 40 minutes), in .venv-bench
-	@$(OFFLINE) $(if $(PYTHON),$(RUN),.venv-bench/bin/python) benchmarks/bench.py $(ARGS)
+	@$(OFFLINE) $(PEERS) benchmarks/bench.py $(ARGS)
 
 check: $(DEV)  ## ruff: lint and format
 	$(RUN) -m ruff check .

@@ -43,18 +43,18 @@ ROWS = {"0.8M": (32, 4), "10M": (32, 1), "124M": (8, 1)}
 PACKED = (("float32", "0.8M"), ("float32", "10M"))
 
 
-def _contest(name: str, entries: list[Entry], unit: str, repeats: int, **more) -> dict:
+def _contest(name: str, entries: list[Entry], unit: str, repeats: int) -> dict:
     """A contest's results, ratios to ours included."""
     print(f"  {name}", flush=True)
     turns = contest(entries, repeats, unit, lambda text: print(text, flush=True))
     found = {who: one.told(unit) for who, one in turns.items()}
     for who, one in found.items():
-        if who not in ("ours", "matrix product"):
+        if who != "ours":
             one["ours"] = median_ratio(found["ours"]["rates"], one["rates"])
         ratio = f"   ours is {one['ours']['median']:.2f} x" if "ours" in one else ""
         print(f"      {who}: {one['rate']['median']:,.1f} {unit}/s, "
               f"{one['peak_bytes'] / 2**20:,.0f} MiB{ratio}", flush=True)  # fmt: skip
-    return {"name": name, "unit": unit, "case": entries[0].case.told(), "found": found, **more}
+    return {"name": name, "unit": unit, "case": entries[0].case.told(), "found": found}
 
 
 def sft(folder: str, repeats: int) -> list[dict]:

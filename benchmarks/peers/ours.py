@@ -21,7 +21,7 @@ def _device(case: Case):
     return device_of(SFTConfig(device="cpu", dtype=case.dtype))
 
 
-def sft(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
+def sft(case: Case, turn: Turn) -> None:
     """Updates of SFT on the same dialogues as everybody."""
     from rlhf_course.gpt import GPT
     from rlhf_course.stages import sft as stage
@@ -37,14 +37,14 @@ def sft(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
             examples = rows[start : start + case.rows]
             batch = stage.as_batch(examples, model.context, PAD, case.packing)
             optimizer.zero_grad(set_to_none=True)
-            loss = stage.backward(model, batch, micro_batch, device.device)
+            loss = stage.backward(model, batch, None, device.device)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             loss.item()
             optimizer.step()
         turn(tokens=sum(len(ids) for ids, _ in rows))
 
 
-def reward_model(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
+def reward_model(case: Case, turn: Turn) -> None:
     """Updates of the reward model."""
     from rlhf_course.reward_model import ScalarModel
     from rlhf_course.stages import reward_model as stage
@@ -54,7 +54,7 @@ def reward_model(case: Case, turn: Turn, micro_batch: int | None = None) -> None
     device = _device(case)
     model = device.place(ScalarModel.from_pretrained(case.model("reward"))).train()
     optimizer = make_optimizer(model, 1e-5)
-    config = RewardModelConfig(batch=case.rows, micro_batch=micro_batch, loss="pairwise")
+    config = RewardModelConfig(batch=case.rows, loss="pairwise")
     pairs = [stage.Ranked(p, [a, b]) for p, a, b in case.pairs(case.rows * case.updates)]
     turn()
     while True:
@@ -84,14 +84,14 @@ def rollout(case: Case, turn: Turn) -> None:
         turn(tokens=sum(map(len, said.responses)))
 
 
-def ppo(case: Case, turn: Turn, micro_batch: int | None = None) -> None:
+def ppo(case: Case, turn: Turn) -> None:
     """Iterations of PPO: answers, scores, advantages, updates."""
     import memory
 
     shape = case.shape
     same = memory.Case(
         "ppo", "gpt", shape.layers, shape.width, shape.vocabulary, case.prompt, case.answer,
-        rows=case.minibatch, micro_batch=micro_batch, generated=case.rows,
+        rows=case.minibatch, micro_batch=None, generated=case.rows,
         epochs=case.epochs, dtype=case.dtype,
     )  # fmt: skip
     trainer = memory.ppo(same, _device(case))

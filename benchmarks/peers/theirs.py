@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from peers.cases import EOS, PAD, Case
+from peers.cases import PAD, Case
 
 Turn = Callable[..., None]
 IGNORE = -100
@@ -158,7 +158,7 @@ def ppo_trainer(case: Case, turn: Turn) -> None:
     trainer.train()
 
 
-def huggingface_generate(case: Case, turn: Turn, cache: str | None = None) -> None:
+def huggingface_generate(case: Case, turn: Turn) -> None:
     """transformers' `generate`; answers of unequal length end by a stopping criterion."""
     from transformers import StoppingCriteria
 
@@ -175,7 +175,7 @@ def huggingface_generate(case: Case, turn: Turn, cache: str | None = None) -> No
     tokens = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     how = {"do_sample": True, "top_k": 0, "max_new_tokens": max(lengths), "eos_token_id": None,
-           "pad_token_id": PAD, "cache_implementation": cache}  # fmt: skip
+           "pad_token_id": PAD}  # fmt: skip
     if not case.even:
         how["stopping_criteria"] = [Lengths()]
     turn()
@@ -185,15 +185,15 @@ def huggingface_generate(case: Case, turn: Turn, cache: str | None = None) -> No
         turn(tokens=sum(lengths))
 
 
-def vllm(case: Case, turn: Turn, eager: bool = False) -> None:
-    """vLLM on a CPU, its engine in this process; its threads are bound when it starts. eager:
-    without compiling the model, which makes it a fifth slower at 10 M parameters."""
+def vllm(case: Case, turn: Turn) -> None:
+    """vLLM on a CPU, its engine in this process, its model compiled (a fifth faster at 10 M
+    parameters); its threads are bound when it starts."""
     from vllm import LLM, SamplingParams
 
     longest = min(case.prompt * 2 + case.longest, case.shape.context)
     engine = LLM(
         str(case.model()), skip_tokenizer_init=True, generation_config="vllm", dtype=case.dtype,
-        max_model_len=longest, max_num_seqs=case.rows, seed=0, enforce_eager=eager,
+        max_model_len=longest, max_num_seqs=case.rows, seed=0,
         enable_prefix_caching=False, kv_cache_memory_bytes=1 << 29,
     )  # fmt: skip
     prompts = [{"prompt_token_ids": p} for p, _ in case.dialogues(case.rows)]
@@ -203,7 +203,3 @@ def vllm(case: Case, turn: Turn, eager: bool = False) -> None:
     while True:
         engine.generate(prompts, how, use_tqdm=False)
         turn(tokens=sum(lengths))
-
-
-__all__ = ["EOS", "huggingface_generate", "ppo_trainer", "reward_trainer", "sft_trainer",
-           "trainer", "vllm"]  # fmt: skip
