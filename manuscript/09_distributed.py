@@ -49,7 +49,7 @@ import time
 from itertools import pairwise
 
 from rlhf_course.ppo import ppo_step
-from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs
+from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs, action_values
 from rlhf_course.sampling import generate
 from rlhf_course.training import make_optimizer
 
@@ -74,8 +74,9 @@ def phases(length):
     with torch.no_grad():
         old, _ = action_logprobs(policy, tokens, mask)
         action_logprobs(policy, tokens, mask)  # the reference is as large
-        values = critic.token_scores(tokens)[:, :-1]
-        reward_model.token_scores(tokens)
+        values = action_values(critic, tokens, mask)
+        sizes = [torch.full((64,), n, device=device) for n in (8, length)]
+        reward_model.rewards(tokens, *sizes)
     clock.append(time.perf_counter())
     rollout = Rollout(tokens, mask, old, values, values, values, mask)
     ppo_step(policy, critic, rollout, *optimizers, PPOSettings())
@@ -510,7 +511,7 @@ else:
 
 # %%
 from rlhf_course.distributed.channels import StaleWeights, make_channel
-from rlhf_course.gpt import huggingface_tensor
+from rlhf_course.gpt2_format import huggingface_tensor
 
 trained = load_language_model(lab.folder("ppo") / "model")[0]
 theirs = [huggingface_tensor(*named) for named in trained.named_parameters()]

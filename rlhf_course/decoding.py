@@ -105,7 +105,11 @@ class Growing:
         self.logits = self._read(self.batch.prompts())  # (B, V)
 
     def _read(self, what: tuple) -> Tensor:
-        return self.model.unembed(self.model.hidden_states(*what, self.cache)[:, -1])
+        (B, T), last = what[0].shape, None
+        if T > 1:  # of a prompt, its last token alone
+            last = torch.arange(T - 1, B * T, T, device=what[0].device)  # (B,)
+        hidden = self.model.hidden_states(*what, self.cache, last)
+        return self.model.unembed(hidden.view(B, -1))
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token of every row, (B,); returns the logits behind it, (B, V)."""
@@ -151,10 +155,11 @@ class Fixed:
         attend = ((self.real[:, None] & (column <= column[:P, None])) | own)[:, None]
         positions = (column[:P] - batch.pads[:, None]).clamp(min=0)  # (B, P)
         self.cache.columns = column[:P]
-        hidden = self.model.hidden_states(batch.tokens, attend, positions, self.cache)
+        last = torch.arange(P - 1, len(batch.tokens) * P, P, device=column.device)  # (B,)
+        hidden = self.model.hidden_states(batch.tokens, attend, positions, self.cache, last)
         self.cache.columns = column[P - 1 : P].clone()  # `step` moves it, then writes there
         self.seen = self.real & (column < P)  # (B, S)
-        return self.model.unembed(hidden[:, -1])
+        return self.model.unembed(hidden)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token of every row, (B,); returns the logits behind it, (B, V)."""

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_course import checkpoints
+from rlhf_course import checkpoints, gpt2_format
 from rlhf_course.errors import CheckpointError, ModelError
+from rlhf_course.padding import rounded_count
 from rlhf_course.sampling import Generation, generate, sample_token
 
 __all__ = ["GPT", "MLP", "Attention", "Block", "GPTConfig", "Generation", "KVCache",
@@ -79,6 +80,12 @@ def causal_attention(
     # END SOLUTION
 
 
+def pick(x: Tensor, places: Tensor) -> Tensor:
+    """(B, T, D) -> (N, D): the rows at these places among the B T, (N,) long. The gradient of
+    index_select adds rows up 6 times as fast as that of x[mask]."""
+    return x.flatten(0, 1).index_select(0, places)
+
+
 class KVCache:
     """Keys and values of the positions already read: (L, B, H, S, d) each, filled from the left.
 
@@ -119,9 +126,14 @@ class Attention(nn.Module):
         self.project = nn.Linear(config.width, config.width)
 
     def forward(
-        self, x: Tensor, attend: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        attend: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, T, D) -> (B, T, D)."""
+        """x: (B, T, D) -> (B, T, D); with `places` (N, D), see `Block.at`."""
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, D // self.heads)  # (B, T, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 × (B, H, T, d)
@@ -131,7 +143,8 @@ class Attention(nn.Module):
             if cache is not None:
                 k, v = cache.append(layer, k, v)  # (B, H, S, d)
             out = causal_attention(q, k, v, attend, self.dropout if self.training else 0.0)
-        return self.project(out.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
+        out = out.transpose(1, 2).reshape(B, T, D)
+        return self.project(out if places is None else pick(out, places))
 
 
 class MLP(nn.Module):
@@ -167,6 +180,24 @@ class Block(nn.Module):
         x = x + self.drop(self.attention(self.norm_1(x), attend, cache, layer))
         return x + self.drop(self.mlp(self.norm_2(x)))
         # END SOLUTION
+
+    def at(
+        self,
+        places: Tensor,
+        x: Tensor,
+        attend: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """`forward` where somebody reads on and nowhere else: (B, T, D) -> (N, D) at these places
+        among the B T, (N,) long. Every position has its key and its value, since others look at
+        them; what a position makes of what it saw, three quarters of the products, only these.
+        Hooks on the block are not called; those on its parts are."""
+        if type(self).forward.__module__ != __name__:  # a student wrote it, so theirs it is
+            return pick(self(x, attend, cache, layer), places)
+        seen = self.attention(self.norm_1(x), attend, cache, layer, places)
+        x = pick(x, places) + self.drop(seen)  # (N, D)
+        return x + self.drop(self.mlp(self.norm_2(x)))
 
 
 class GPT(nn.Module):
@@ -205,10 +236,12 @@ class GPT(nn.Module):
         attend: Tensor | None = None,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """tokens: (B, T) long -> (B, T, D) after the final norm, fp32.
 
         attend: see `causal_attention`; positions: (B, T) long, default 0 … T-1 (behind the cache).
+        places: (N,) long, those of the B T that are asked for -> (N, D), equal up to rounding.
         Raises ModelError when the sequence is longer than the context.
         """
         start, T = 0 if cache is None else cache.length, tokens.shape[1]
@@ -221,10 +254,17 @@ class GPT(nn.Module):
             positions = torch.arange(start, start + T, device=tokens.device)  # (T,)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, D)
         x = self.drop(x)
-        low = self.compute_dtype is not None
+        low, asked = self.compute_dtype is not None, None if places is None else len(places)
+        if asked is not None and low and x.device.type == "cpu":  # a shape that repeats
+            places = F.pad(places, (0, rounded_count(asked) - asked))
         with torch.autocast(x.device.type, dtype=self.compute_dtype or torch.bfloat16, enabled=low):
             for layer, block in enumerate(self.blocks):
-                x = block(x, attend, cache, layer)
+                if places is None or layer < len(self.blocks) - 1:
+                    x = block(x, attend, cache, layer)
+                else:
+                    x = block.at(places, x, attend, cache, layer)  # (N, D)
+        if asked is not None and asked < len(x):
+            x = x[:asked]
         return self.final_norm(x).to(torch.promote_types(x.dtype, torch.float32))
 
     def unembed(self, hidden: Tensor) -> Tensor:
@@ -249,32 +289,18 @@ class GPT(nn.Module):
 
     def to_huggingface(self) -> tuple[dict[str, Tensor], dict]:
         """The weights under transformers' GPT-2 names, and the `config.json` to go with them."""
-        tensors = dict(huggingface_tensor(*named) for named in self.state_dict().items())
-        config = {theirs: getattr(self.config, ours) for ours, theirs in _SHAPE} | _FIXED
-        config |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), self.config.dropout)
-        config |= {"architectures": ["GPT2LMHeadModel"], "dtype": "float32",
-                   "bos_token_id": None, "eos_token_id": None}  # fmt: skip
-        return tensors, config
+        return gpt2_format.written(self.state_dict(), asdict(self.config))
 
     @classmethod
     def from_huggingface(cls, tensors: dict[str, Tensor], config: dict, where: str) -> GPT:
         """The reverse of `to_huggingface`; `where` names the checkpoint in errors."""
-        if other := unlike_ours(config):
+        if other := gpt2_format.unlike_ours(config):
             raise CheckpointError(
                 f"{where}: not a GPT-2 like ours: {other}. "
                 "Load it with rlhf_course.huggingface.load_language_model."
             )
-        model = cls(GPTConfig(**{ours: config[theirs] for ours, theirs in _SHAPE}))
-        ours: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
-            name = name.removeprefix("transformer.")
-            if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
-                continue  # the tied head, and constant masks that old checkpoints carry
-            tensor = tensor.t() if _transposed(name) else tensor
-            for mine, theirs in _NAMES:
-                name = name.replace(theirs, mine)
-            ours[name] = tensor.float()
-        checkpoints.load_into(model, ours, where)
+        model = cls(GPTConfig(**gpt2_format.shape_of(config)))
+        checkpoints.load_into(model, gpt2_format.read(tensors), where)
         return model
 
     def save_pretrained(self, directory: str | os.PathLike, tokenizer=None) -> None:
@@ -297,42 +323,6 @@ class GPT(nn.Module):
     def extra_repr(self) -> str:
         """The configuration, for `print(model)`."""
         return ", ".join(f"{k}={v}" for k, v in asdict(self.config).items())
-
-
-_SHAPE = [  # ours, transformers'
-    ("vocab_size", "vocab_size"), ("context", "n_positions"), ("layers", "n_layer"),
-    ("heads", "n_head"), ("width", "n_embd"), ("layer_norm_eps", "layer_norm_epsilon"),
-]  # fmt: skip
-# A checkpoint that says otherwise has the same tensors and computes something else with them.
-_FIXED = {
-    "model_type": "gpt2", "activation_function": "gelu_new", "tie_word_embeddings": True,
-    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-}  # fmt: skip
-# Ours, transformers'. Order matters: "blocks." must be replaced before the parts inside a block.
-_NAMES = [
-    ("token_embedding", "wte"), ("position_embedding", "wpe"), ("final_norm", "ln_f"),
-    ("blocks.", "h."), ("norm_1", "ln_1"), ("norm_2", "ln_2"), ("attention.qkv", "attn.c_attn"),
-    ("attention.project", "attn.c_proj"), ("mlp.expand", "mlp.c_fc"),
-    ("mlp.contract", "mlp.c_proj"),
-]  # fmt: skip
-
-
-def unlike_ours(config: dict) -> str:
-    """What in a `config.json` makes `GPT` compute other logits than it says; "" for nothing."""
-    found = [f"{k} is {config[k]!r}" for k, v in _FIXED.items() if config.get(k, v) != v]
-    needed = ("model_type", *dict(_SHAPE).values())
-    return (found + [f"{k} is missing" for k in needed if k not in config] + [""])[0]
-
-
-def huggingface_tensor(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    """One of our parameters under transformers' name, transposed where its `Conv1D` has it so."""
-    for ours, theirs in _NAMES:
-        name = name.replace(ours, theirs)
-    return "transformer." + name, tensor.t() if _transposed(name) else tensor
-
-
-def _transposed(huggingface_name: str) -> bool:
-    return huggingface_name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, ignore: int = -100) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from rlhf_course import adapters, checkpoints
 from rlhf_course.errors import CheckpointError, ModelError
-from rlhf_course.gpt import GPT, unlike_ours
+from rlhf_course.gpt import GPT, pick
+from rlhf_course.gpt2_format import unlike_ours
 from rlhf_course.pretrained_model import (
     PLAIN,
     WeightFormat,
@@ -88,8 +89,10 @@ class HuggingFaceLM(nn.Module):
         attend: Tensor | None = None,
         positions: Tensor | None = None,
         cache: HuggingFaceCache | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """tokens: (B, T) long -> (B, T, D) after the final norm, fp32. See `GPT.hidden_states`."""
+        """tokens: (B, T) long -> (B, T, D) after the final norm, fp32; with `places` (N, D). See
+        `GPT.hidden_states`."""
         start = 0 if cache is None else cache.length
         if positions is None:
             if start + tokens.shape[1] > self.context:
@@ -109,7 +112,8 @@ class HuggingFaceLM(nn.Module):
                 past_key_values=None if cache is None else cache.past,
                 use_cache=cache is not None,
             )
-        return out.last_hidden_state.float()
+        hidden = out.last_hidden_state
+        return (hidden if places is None else pick(hidden, places)).float()
 
     def _masks(
         self, attend: Tensor | None, tokens: Tensor, positions: Tensor

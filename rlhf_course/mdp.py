@@ -164,14 +164,14 @@ def chunked_logprobs(
         raise ValueError(f"hidden {tuple(hidden.shape)} do not fit targets {tuple(targets.shape)}")
 
     def score(rows: Tensor, emitted: Tensor) -> tuple[Tensor, Tensor]:
-        logits = unembed(rows)  # (n, V)
+        # One text, so that the shift by one lands where it should: its last position, which is
+        # asked for nothing, is a row more. (Two positions for each action would be twice the size.)
+        logits = unembed(F.pad(rows, (0, 0, 0, 1)))[None]  # (1, n + 1, V)
         if logits.requires_grad:  # keep nothing for a gradient that few losses ask for
-            entropy = checkpoint(_entropy, logits, temperature, use_reentrant=False)
+            entropy = checkpoint(token_entropy, logits, temperature, use_reentrant=False)
         else:
-            entropy = _entropy(logits, temperature)
-        # Each action as a text of two tokens that emits the second: one tensor, looked at twice.
-        twice, pair = logits[:, None].expand(-1, 2, -1), F.pad(emitted[:, None], (1, 0))
-        return token_logprobs(twice, pair, temperature)[:, 0], entropy
+            entropy = token_entropy(logits, temperature)
+        return token_logprobs(logits, F.pad(emitted, (1, 0))[None], temperature)[0], entropy[0]
 
     if len(targets) <= chunk_size:  # a single chunk: nothing is gained by computing it twice
         return score(hidden, targets)

@@ -25,6 +25,13 @@ def padded_length(longest: int, limit: int | None = None) -> int:
     return length if limit is None else max(min(length, limit), longest)
 
 
+def rounded_count(count: int) -> int:
+    """A number of rows that repeats: rounded up by less than an eighth, to one of 8 numbers from
+    one power of two to the next."""
+    step = 1 << max(count.bit_length() - 4, 0)
+    return -(-count // step) * step
+
+
 def pad_rows(rows: list[list[int]], fill: int = 0, limit: int | None = None) -> Tensor:
     """(B, T) long: the rows, filled up on the right; T as `padded_length` says."""
     length = padded_length(max(map(len, rows)), limit)

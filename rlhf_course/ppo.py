@@ -21,7 +21,7 @@ from torch.distributed import ProcessGroup
 from rlhf_course.errors import check_finite
 from rlhf_course.mdp import MAX_LOG_RATIO, kl_estimate, masked_sum, require_same_shape, token_mean
 from rlhf_course.moments import explained_variance, in_float64, masked_moments
-from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs
+from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs, action_values
 
 
 def whiten(
@@ -146,6 +146,7 @@ def value_loss(
     up over micro-batches like the loss), `explained_variance` (of this batch alone).
     """
     require_same_shape(mask, values=values, old_values=old_values, returns=returns)
+    moved = (values - old_values).detach().abs() > (math.inf if clip is None else clip)
     # The statistics below read your `error` (V - R)^2 and `worst`, the larger of the two squares.
     # BEGIN SOLUTION
     # Pads become 0 before they are squared: the gradient of NaN^2 is NaN even where it is not used.
@@ -161,7 +162,8 @@ def value_loss(
 
     with torch.no_grad():
         stats = {
-            "clipfrac": token_mean((worst > error).to(error.dtype), mask, denominator),
+            # `moved`, since rounding makes V_old + (V - V_old) another number than V.
+            "clipfrac": token_mean((moved & (worst > error)).to(error.dtype), mask, denominator),
             "error": token_mean(error, mask, denominator),
             "explained_variance": explained_variance(values, returns, mask),
         }
@@ -265,7 +267,7 @@ def critic_terms(
     """The same for the critic. normalize: PopArt's; count: values that the update trains."""
     normalize = normalize or (lambda x: x)
     loss, stats = value_loss(
-        critic.token_scores(part.tokens)[:, :-1], normalize(part.values),
+        action_values(critic, part.tokens, part.value_mask), normalize(part.values),
         normalize(part.returns), part.value_mask, settings.value_clip, count,
     )  # fmt: skip
     return loss, {"value_loss": loss.detach(), "value_clipfrac": stats["clipfrac"]}

@@ -25,6 +25,7 @@ def checkpoint_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Block):
             module.forward = partial(_recomputed, module.forward)
+            module.at = partial(_recomputed, module.at)
         elif isinstance(module, HuggingFaceLM):
             module.model.gradient_checkpointing_enable({"use_reentrant": False})
             if any(parameter.requires_grad for parameter in module.parameters()):

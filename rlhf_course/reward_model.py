@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -216,30 +217,57 @@ class ScalarModel(nn.Module):
         return model.to(next(language_model.parameters()).device)
 
     def token_scores(
-        self, tokens: Tensor, attend: Tensor | None = None, positions: Tensor | None = None
+        self,
+        tokens: Tensor,
+        attend: Tensor | None = None,
+        positions: Tensor | None = None,
+        asked: Tensor | None = None,
     ) -> Tensor:
         """tokens (B, T) long, right-padded -> (B, T) float32: what the head says at each position,
         having read the tokens up to there. What stands on pads means nothing. attend, positions:
-        see `GPT.hidden_states`."""
-        hidden, head = self.backbone.hidden_states(tokens, attend, positions), self.head
+        see `GPT.hidden_states`. asked (B, T) bool: only there, and 0 elsewhere."""
+        places = None if asked is None else asked.flatten().nonzero()[:, 0]  # (N,)
+        hidden = self.backbone.hidden_states(tokens, attend, positions, places=places)
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # float64 stays
-        weight, bias = head.weight.to(hidden.dtype), head.bias.to(hidden.dtype)
-        return F.linear(hidden, weight, bias)[:, :, 0]  # (B, T)
+        weight, bias = self.head.weight.to(hidden.dtype), self.head.bias.to(hidden.dtype)
+        scores = F.linear(hidden, weight, bias)[..., 0]  # (B, T) or (N,)
+        return (
+            scores if asked is None else scores.new_zeros(asked.shape).masked_scatter(asked, scores)
+        )
 
     def rewards(self, tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
         """The normalised reward of each answer, (B,): gain * pooled token scores + bias.
 
         tokens (B, T) long: prompt, response (its EOS included), pads on the right; lengths (B,).
         """
-        return self.pooled(self.token_scores(tokens), prompt_lengths, response_lengths)
+        asked = self.pools(prompt_lengths, response_lengths, tokens.shape[1])
+        scores = self.token_scores(tokens, asked=asked)
+        return self.pooled(scores, prompt_lengths, response_lengths)
+
+    @property
+    def pool(self) -> Callable[..., Tensor]:
+        """`last_token_reward`, `mean_reward` or `sum_reward`: ours, or a student's in its place."""
+        return {"last": last_token_reward, "mean": mean_reward, "sum": sum_reward}[self.pooling]
+
+    @property
+    def pools_elsewhere(self) -> bool:
+        """Whether the pooling may read any token score: a student wrote it."""
+        return getattr(self.pool, "__module__", None) != __name__
+
+    def pools(self, prompt_lengths: Tensor, response_lengths: Tensor, length: int) -> Tensor | None:
+        """(B, length) bool: where `pooled` reads the token scores of rows of this length; None:
+        anywhere."""
+        if self.pools_elsewhere:
+            return None
+        end = prompt_lengths + response_lengths
+        before = end - 1 if self.pooling == "last" else prompt_lengths
+        return sequence_mask(end, length) & ~sequence_mask(before, length)
 
     def pooled(self, scores: Tensor, prompt_lengths: Tensor, response_lengths: Tensor) -> Tensor:
         """`rewards` from the token scores (B, T), (B,)."""
-        if self.pooling == "last":
-            pooled = last_token_reward(scores, prompt_lengths + response_lengths)
-        else:
-            pool = mean_reward if self.pooling == "mean" else sum_reward
-            pooled = pool(scores, prompt_lengths, response_lengths)
+        last = self.pooling == "last"
+        where = [prompt_lengths + response_lengths] if last else [prompt_lengths, response_lengths]
+        pooled = self.pool(scores, *where)
         return self.gain * pooled + self.bias
 
     def _folded(self) -> tuple[Tensor, Tensor, Tensor]:

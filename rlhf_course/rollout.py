@@ -58,11 +58,11 @@ class Rollout:
         return Rollout(**{name: x.to(device) for name, x in held.items() if x is not None})
 
     def micro_batches(self, size: int | None) -> Iterator[Rollout]:
-        """Slices of at most `size` rows, in order (None: see `like_lengths`)."""
-        if size is not None:
-            parts = torch.arange(len(self)).split(size)
+        """Slices of at most `size` rows, in order. None: all; on a CPU see `like_lengths`."""
+        device, limit = self.tokens.device, self.tokens.shape[1]
+        if size is not None or device.type != "cpu":  # a GPU would wait for the lengths
+            parts = torch.arange(len(self)).split(size or len(self))
         else:
-            device, limit = self.tokens.device, self.tokens.shape[1]
             places = torch.arange(2, limit + 1, device=device)  # of the actions' tokens, from 1
             lengths = (places * self.mask).amax(dim=1)  # (B,)
             parts = map(torch.tensor, like_lengths(lengths.tolist(), None, device, limit))
@@ -106,11 +106,18 @@ def action_logprobs(
     and the pads' would be most of the work and are not needed.
     """
     places = F.pad(mask, (0, 1)).flatten().nonzero()[:, 0]  # (N,): N actions of all rows
-    # The gradient of index_select adds rows up 6 times as fast as that of hidden[mask].
-    hidden = model.hidden_states(tokens).flatten(0, 1).index_select(0, places)  # (N, D)
+    hidden = model.hidden_states(tokens, places=places)  # (N, D)
     chosen, entropy = chunked_logprobs(
         hidden, model.unembed, tokens.flatten()[places + 1], temperature,
         rows_at_a_time(model.vocab_size, 4096),
     )  # fmt: skip
     zeros = torch.zeros(mask.shape, dtype=chosen.dtype, device=mask.device)
     return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, entropy)
+
+
+def action_values(critic: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The critic's value before each action, (B, T-1) float, 0 outside the mask.
+
+    tokens (B, T) long, mask (B, T-1) bool: V(s_t) is what it says at token t, having read up to it.
+    """
+    return critic.token_scores(tokens, asked=F.pad(mask, (0, 1)))[:, :-1]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from rlhf_course import adapters, checkpoints
 from rlhf_course.errors import CheckpointError, ModelError
-from rlhf_course.gpt import GPT, unlike_ours
+from rlhf_course.gpt import GPT
+from rlhf_course.gpt2_format import unlike_ours
 from rlhf_course.huggingface import HuggingFaceLM
 from rlhf_course.pretrained_model import PLAIN, WeightFormat, quiet, without_dropout
 from rlhf_course.quantized import keep_differentiable, quantization

@@ -101,7 +101,13 @@ def unshared(scores: Tensor, rows: SharedRows) -> Tensor:
 
 def shared_rewards(model: ScalarModel, rows: SharedRows) -> Tensor:
     """(B, K): the reward of every answer, as `model.rewards` gives it to rows of their own."""
-    scores = model.token_scores(rows.tokens, shared_mask(rows.segments), rows.positions)  # (B, T)
+    asked = rows.segments > 0  # (B, T): of an answer
+    if model.pools_elsewhere:
+        asked = None
+    elif model.pooling == "last":
+        ends = torch.where(rows.lengths > 0, rows.starts + rows.lengths, rows.prompt_lengths) - 1
+        asked = torch.zeros_like(asked).scatter(1, ends, True)
+    scores = model.token_scores(rows.tokens, shared_mask(rows.segments), rows.positions, asked)
     lengths = rows.prompt_lengths.flatten(), rows.lengths.flatten()  # (B·K,) each
     return model.pooled(unshared(scores, rows), *lengths).view(rows.lengths.shape)
 

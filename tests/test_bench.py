@@ -79,6 +79,20 @@ def test_the_work_is_the_same_for_all_and_as_it_is_described():
         assert prompt == same and chosen == first != rejected
 
 
+def test_answers_end_as_often_as_they_are_to(tmp_path):
+    """The policy of PPO's second kind of work: 400 answers of 48 tokens in the mean, +- 2.4."""
+    from rlhf_course.gpt import GPT
+    from rlhf_course.sampling import generate
+
+    cases.write_models(tmp_path, ["0.8M"], {"0.8M": 48})
+    case = cases.Case("0.8M", 400, 8, 48, even=False, most=128, folder=str(tmp_path))
+    policy, prompts = GPT.from_pretrained(case.model("ending")), [p for p, _ in case.dialogues(400)]
+    said = generate(policy, prompts, 500, cases.EOS, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([float(len(response)) for response in said.responses])
+    assert all(said.finished) and abs(lengths.mean() - 48) < 6 and abs(lengths.std() - 48) < 12
+    assert case.longest == 128 and not GPT.from_pretrained(case.model()).final_norm.bias.any()
+
+
 @pytest.mark.parametrize("size", ["0.8M", "10M", "124M"])
 def test_a_shape_has_the_parameters_of_its_name(size):
     from rlhf_course.gpt import GPT, GPTConfig
@@ -103,6 +117,7 @@ def test_operations_are_those_that_torch_counts(tmp_path):
     counted = operations.flops(lambda: backward(model, batch, None, torch.device("cpu")))
     attention = 3 * shape.layers * 4 * 4 * 32 * 32 * shape.width  # 4 rows; both products; forward 1
     done = limit.done_operations(case) * 4 * 32
+    done += 6 * (shape.vocabulary) * shape.width  # one more row of logits, which ends the text
     assert counted == pytest.approx(done + attention, rel=1e-9)
     assert limit.training_operations(case) > limit.done_operations(case)
 
@@ -120,6 +135,17 @@ RESULTS = {
             },
             "limit": {"operations_per_second": {"median": 3e11}, "all logits": 0.66, "done": 0.6},
         }],
+        "scaling": {
+            "growth": {"sft, batch": {
+                "quantity": "rows", "slope": 0.9, "slopes": {"min": 0.8, "max": 0.95},
+                "points": [{"x": x, "seconds": {"median": 0.01 * x}} for x in (4, 1024)],
+            }},
+            "processes": {"sizes": {"10M": {"ways": {
+                "1 process x 1 thread": {"times_alone": {"median": 1.0, "min": 1.0, "max": 1.0}},
+                "1 process x 2 threads": {"times_alone": {"median": 1.8, "min": 1.7, "max": 1.9}},
+                "2 processes x 1 thread": {"times_alone": {"median": 2.0, "min": 1.9, "max": 2.1}},
+            }}}},
+        },
         "demo": {"seconds": 270.0, "memory_gb": 1.2, "bars": [{"met": True}, {"met": False}]},
     },
 }  # fmt: skip
@@ -130,6 +156,9 @@ def test_the_table_says_what_the_results_say():
     line = "| SFT 10M fp32 | TRL | 3,000 | 1,500 | tokens/s | **3.00** (1.50 … 4.00) | 0.50 |"
     assert line in text.splitlines()
     assert "| 0.8M fp32 | 300 | 66% | 60% |" in text
+    assert "| sft, rows | 4 | 1,024 | 0.04 … 10.2 | 0.90 (0.80 … 0.95) |" in text
+    assert "| 1 process x 2 threads | 2 processes x 1 thread |" in text
+    assert "| 10M | 1.80 (1.70 … 1.90) | 2.00 (1.90 … 2.10) |" in text
     assert "4.5 minutes, 1 of 2 bars met, 1.20 GB" in text
     assert "2 cores of a processor; torch 2.13.0; medians of 3 turns" in text
 
@@ -148,5 +177,7 @@ def test_the_table_goes_between_the_marks(tmp_path, monkeypatch):
 
 def test_the_readme_shows_the_results_that_lie_beside_the_benchmark():
     results = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
-    assert {"sft", "reward_model", "rollout", "ppo", "demo"} <= set(results["parts"])
+    assert set(results["parts"]) == set(importlib.import_module("bench").PARTS)
+    names = [contest["name"] for contest in results["parts"]["ppo"]]
+    assert len(names) == len(set(names)) == 2 * 2 * 2  # sizes, dtypes, answers alike or not
     assert table.markdown(results) in (ROOT / "README.md").read_text(encoding="utf-8")

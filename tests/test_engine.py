@@ -23,7 +23,8 @@ from rlhf_course.distributed.engine import verify_greedy
 from rlhf_course.distributed.engine_processes import start_engines
 from rlhf_course.distributed.weight_sync import sync_weights
 from rlhf_course.errors import ConfigError, ModelError, TrainingError
-from rlhf_course.gpt import GPT, huggingface_tensor
+from rlhf_course.gpt import GPT
+from rlhf_course.gpt2_format import huggingface_tensor
 from rlhf_course.padding import pad_rows
 from rlhf_course.rollout import action_logprobs
 from rlhf_course.sampling import generate

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_course.padding import CPU_TOKENS, like_lengths, pad_rows, padded_length
+from rlhf_course.padding import CPU_TOKENS, like_lengths, pad_rows, padded_length, rounded_count
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,15 @@ def test_rows_are_filled_on_the_right():
 
 def test_a_row_beyond_the_limit_is_not_cut():
     assert pad_rows([[7] * 12], limit=10).shape == (1, 12)  # the model will say so
+
+
+def test_a_rounded_count_is_one_of_few():
+    """From one power of two to the next there are 8, and none is an eighth too large."""
+    rounded = [rounded_count(n) for n in range(4097)]
+    assert all(n <= r <= n + (n - 1) // 8 for n, r in enumerate(rounded) if n)
+    assert rounded[:17] == list(range(17)) and rounded[17:19] == [18, 18]
+    for power in range(4, 12):
+        assert len({r for r in rounded if 1 << power < r <= 2 << power}) == 8
 
 
 CPU, GPU = torch.device("cpu"), torch.device("meta")

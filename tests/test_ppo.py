@@ -366,6 +366,15 @@ def test_value_loss_against_loops(batch, clip):
     assert clip is None or 0 < cut < len(terms)
 
 
+def test_rounding_is_not_clipping():
+    """V_old + (V - V_old) is V only up to rounding; none of these moved by the clip range."""
+    generator = torch.Generator().manual_seed(0)
+    values, old, returns = (torch.randn(1, 4096, generator=generator) for _ in range(3))
+    assert ((old + (values - old) - returns) ** 2 > (values - returns) ** 2).any()
+    _, stats = ppo.value_loss(values, old, returns, torch.ones(1, 4096).bool(), clip=100.0)
+    assert stats["clipfrac"] == 0
+
+
 def test_value_loss_takes_one_value_a_sequence():
     values, old = torch.tensor([1.0, 2.0, NAN]), torch.tensor([1.0, 1.9, NAN])
     mask = torch.tensor([True, True, False])

@@ -530,4 +530,4 @@ def test_logits_are_made_at_the_actions_alone():
     rollout, rows, unembed = sampled(policy), [], policy.unembed
     policy.unembed = lambda hidden: rows.append(len(hidden)) or unembed(hidden)
     policy_backward(policy, rollout, FREE)
-    assert rows == [int(rollout.mask.sum())]
+    assert rows == [int(rollout.mask.sum()) + 1]  # one more ends the text

@@ -41,6 +41,7 @@ FLOORS = [
         "pretrained_tokenizer",
         "schemas",
         "data_report",
+        "gpt2_format",
     },
     {"recipes", "duplicates"},
     {"reader"},

@@ -19,7 +19,8 @@ from torch import Tensor
 from rlhf_course import adapters, checkpoints
 from rlhf_course.distributed.engine import RolloutEngine, engine_environment
 from rlhf_course.errors import ConfigError
-from rlhf_course.gpt import GPT, huggingface_tensor
+from rlhf_course.gpt import GPT
+from rlhf_course.gpt2_format import huggingface_tensor
 from rlhf_course.huggingface import HuggingFaceLM
 from rlhf_course.planning.installed import installed
 from rlhf_course.pretrained_model import opens_over

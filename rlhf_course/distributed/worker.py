@@ -25,10 +25,11 @@ from rlhf_course.distributed.settings import RayPPOConfig, deepspeed_file
 from rlhf_course.distributed.updates import update_critic, update_policy
 from rlhf_course.distributed.weight_sync import sync_weights
 from rlhf_course.distributed.zero import ZeroModel, ZeroSettings, join
-from rlhf_course.gpt import GPT, huggingface_tensor
+from rlhf_course.gpt import GPT
+from rlhf_course.gpt2_format import huggingface_tensor
 from rlhf_course.huggingface import HuggingFaceLM
 from rlhf_course.ppo_ptx import PTXSettings
-from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs
+from rlhf_course.rollout import PPOSettings, Rollout, action_logprobs, action_values
 from rlhf_course.runs import read_tensors
 from rlhf_course.stages.rewards import model_scores
 from rlhf_course.stages.setup import (
@@ -121,7 +122,7 @@ class Worker:
             if role == "reward":
                 return model_scores(module, t, *lengths[rows].to(model.device).unbind(dim=1))
             if role == "critic":
-                return torch.where(m, module.token_scores(t)[:, :-1].float(), 0.0)
+                return action_values(module, t, m)
             return action_logprobs(module, t, m, temperature)[0]
 
         with torch.no_grad():

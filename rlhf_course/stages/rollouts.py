@@ -22,7 +22,7 @@ from rlhf_course.errors import TrainingError
 from rlhf_course.padding import like_lengths, pad_rows, padded_length
 from rlhf_course.ppo import whiten
 from rlhf_course.ppo_ptx import PopArt, RunningMoments
-from rlhf_course.rollout import Rollout, action_logprobs
+from rlhf_course.rollout import Rollout, action_logprobs, action_values
 from rlhf_course.sampling import Generation, generate, sample_token
 from rlhf_course.stages.settings import PPOConfig
 
@@ -190,8 +190,7 @@ def score_actions(
         ref_logprobs, _ = action_logprobs(reference, tokens, mask, config.temperature)
         if critic is None:
             return logprobs, ref_logprobs, torch.zeros_like(logprobs)
-        values = critic.token_scores(tokens)[:, :-1]
-        return logprobs, ref_logprobs, torch.where(mask, values, 0.0)
+        return logprobs, ref_logprobs, action_values(critic, tokens, mask)
 
     size = rows_at_once(config, answers.tokens.device)
     with casts_kept(policy):

@@ -37,8 +37,9 @@ class Bigrams(nn.Module):
         super().__init__()
         self.table = nn.Parameter(table)
 
-    def hidden_states(self, tokens, attend=None, positions=None):
-        return F.one_hot(tokens, VOCABULARY).to(self.table.dtype)
+    def hidden_states(self, tokens, attend=None, positions=None, places=None):
+        hidden = F.one_hot(tokens, VOCABULARY).to(self.table.dtype)
+        return hidden if places is None else hidden.flatten(0, 1)[places]
 
     def unembed(self, hidden):
         return hidden @ self.table
@@ -54,7 +55,7 @@ class Worths(nn.Module):
         super().__init__()
         self.worth = nn.Parameter(worth)
 
-    def token_scores(self, tokens):
+    def token_scores(self, tokens, asked=None):
         return self.worth[tokens]
 
 
