@@ -40,6 +40,8 @@ DTYPES = ("float32", "bfloat16")
 CORES = len(os.sched_getaffinity(0))
 # Dialogues an update, and updates a turn: a turn is to take seconds, not more.
 ROWS = {"0.8M": (32, 4), "10M": (32, 1), "124M": (8, 1)}
+# Mean tokens of an answer that ends as it likes.
+ENDING = {"0.8M": 48, "10M": 48}
 PACKED = (("float32", "0.8M"), ("float32", "10M"))
 
 
@@ -148,18 +150,25 @@ def rollout(folder: str, repeats: int) -> list[dict]:
 
 
 def ppo(folder: str, repeats: int) -> list[dict]:
-    """Iterations of PPO: rollout, scoring and update, and what memory they take."""
+    """Iterations of PPO: rollout, scoring and update, and what memory they take. Prompts and
+    answers of one length, the most equal work; and prompts of many lengths, with answers that end
+    as they like."""
     out = []
     for size, rows, minibatch in (("0.8M", 64, 16), ("10M", 16, 8)):
-        for dtype in DTYPES:
-            case = Case(size, rows, 64, 64, dtype, 1, even=True, minibatch=minibatch, folder=folder)
-            # Its accelerator asks the environment, and not the trainer's arguments.
-            low = {"ACCELERATE_MIXED_PRECISION": "bf16" if dtype == "bfloat16" else "no"}
-            entries = [
-                Entry("ours", "peers.ours:ppo", case),
-                Entry("TRL", "peers.theirs:ppo_trainer", case, environment=low),
-            ]
-            out.append(_contest(f"PPO {size} {dtype}", entries, "episodes", repeats))
+        for even in (True, False):
+            for dtype in DTYPES:
+                case = Case(
+                    size, rows, 64, 64 if even else ENDING[size], dtype, 1, even=even, most=128,
+                    minibatch=minibatch, folder=folder,
+                )  # fmt: skip
+                # Its accelerator asks the environment, and not the trainer's arguments.
+                low = {"ACCELERATE_MIXED_PRECISION": "bf16" if dtype == "bfloat16" else "no"}
+                entries = [
+                    Entry("ours", "peers.ours:ppo", case),
+                    Entry("TRL", "peers.theirs:ppo_trainer", case, environment=low),
+                ]
+                kind = "64 + 64 tokens each" if even else "answers that end"
+                out.append(_contest(f"PPO {size} {dtype}, {kind}", entries, "episodes", repeats))
     return out
 
 
@@ -229,7 +238,7 @@ def main() -> None:
     results |= {"machine": machine(), "repeats": given.repeats}
     wanted = [p for p in given.parts if not (given.go_on and p in results["parts"])]
     with tempfile.TemporaryDirectory() as folder:
-        write_models(Path(folder), ROWS)
+        write_models(Path(folder), ROWS, ENDING)
         for number, part in enumerate(wanted, 1):
             began = time.perf_counter()
             print(f"{part} ({number} of {len(wanted)})", flush=True)

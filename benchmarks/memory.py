@@ -190,8 +190,11 @@ def _headless(model):
     return HuggingFaceLM(model.backbone)
 
 
-def ppo(case: Case, device):
-    """A `PPOTrainer` on prompts of random tokens; no answer ever ends."""
+def ppo(case: Case, device, policy=None, prompts=None, eos: int = -1):
+    """A `PPOTrainer` of a random policy on prompts of random tokens, whose answers never end.
+
+    policy: another one; prompts: step -> tokens of each prompt; eos: what ends an answer.
+    """
     import torch
 
     from rlhf_course.reward_model import ScalarModel
@@ -206,20 +209,20 @@ def ppo(case: Case, device):
             self.world, self.held = None, []
 
         def __call__(self, step):
-            rows = torch.randint(1, case.vocabulary, (case.generated, case.prompt))
-            return [Task("", row) for row in rows.tolist()]
+            rows = torch.randint(1, case.vocabulary, (case.generated, case.prompt)).tolist()
+            return [Task("", row) for row in (prompts(step) if prompts else rows)]
 
     class Corpus:
         def rows(self, count, *purpose):
             return torch.randint(0, case.vocabulary, (count, min(48, case.prompt + case.answer)))
 
     class Tokenizer:
-        eos_token_id = -1  # never sampled
+        eos_token_id = eos
 
         def batch_decode(self, ids, **settings):
             return [""] * len(ids)
 
-    policy = build(case)
+    policy = policy or build(case)
     made = {"policy": policy, "reader": ScalarModel.from_language_model(policy)}
     del policy  # the trainer's alone from here on
     stage.load_policy = lambda name, on, how: (on.place(made.pop("policy")), Tokenizer())

@@ -67,23 +67,35 @@ def flops(function: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def trunk_flops(config: GPTConfig, rows: int, length: int, past: int = 0) -> int:
+def trunk_flops(
+    config: GPTConfig, rows: int, length: int, past: int = 0, asked: int | None = None
+) -> int:
     """Of `hidden_states`: `rows` of `length` tokens, behind `past` cached ones.
 
     A block has 12 D² weights in its matrices (q, k, v and the projection 4 D², the MLP 8 D²), and
     each token meets each weight in one multiply-add: 2 · 12 · L · D². Attention takes 2 products,
     q kᵀ and the weights times v, of D multiply-adds for each pair of positions: 2 · 2 · L · D.
     Embeddings are looked up, not multiplied.
+
+    asked: how many of the positions are asked for; None: all. At the others the last block stops
+    behind attention, so the projection and the MLP, 9 D² weights, do not meet them.
     """
     L, D = config.layers, config.width
-    matrices = 2 * 12 * L * D**2 * rows * length
+    others = 0 if asked is None else rows * length - asked
+    matrices = 2 * 12 * L * D**2 * rows * length - 2 * 9 * D**2 * others
     pairs = rows * length * (past + length)
     return matrices + 2 * 2 * L * D * pairs
 
 
-def logits_flops(config: GPTConfig, asked: int) -> int:
+def logits_flops(config: GPTConfig, rows: int) -> int:
     """Of `unembed` at this many positions: 2 · V · D each."""
-    return 2 * config.vocab_size * config.width * asked
+    return 2 * config.vocab_size * config.width * rows
+
+
+def loss_rows(asked: int, chunks: int = 1) -> int:
+    """Positions whose logits a loss makes: those asked for, and in each chunk one more, which ends
+    the text that `sft_loss` and `token_logprobs` want and predicts nothing."""
+    return asked + chunks
 
 
 def generation_flops(config: GPTConfig, prompt: int, rows: list[int]) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 EOS, PAD, FIRST = 0, 1, 3
 """Special tokens, and the first of the others."""
+PPO_BATCHES = 8
+"""Rollouts whose prompts differ; then they come again."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Case:
     """Updates (SFT, reward model) of one turn."""
     packing: bool = False
     even: bool = False
+    most: int = 256
+    """No answer is longer; nor than four times the mean."""
     minibatch: int = 0
     """Answers an update of PPO."""
     epochs: int = 4
@@ -75,7 +80,7 @@ class Case:
     @property
     def longest(self) -> int:
         """The longest answer."""
-        return self.answer if self.even else min(4 * self.answer, 256)
+        return self.answer if self.even else min(4 * self.answer, self.most)
 
     def lengths(self, count: int, seed: int = 0) -> list[tuple[int, int]]:
         """(tokens of the prompt, of the answer) of `count` dialogues."""
@@ -101,7 +106,7 @@ class Case:
         return [(p, a, b) for (p, a), (_, b) in zip(self.dialogues(count), other, strict=True)]
 
     def model(self, kind: str = "policy") -> Path:
-        """The directory of a model: "policy" or "reward"."""
+        """The directory of a model: "policy", "reward", or "ending", a policy whose answers end."""
         return Path(self.folder) / self.size / kind
 
     def told(self) -> dict:
@@ -109,8 +114,11 @@ class Case:
         return {k: v for k, v in asdict(self).items() if k != "folder"}
 
 
-def write_models(folder: Path, sizes) -> None:
-    """A policy and a reward model of every size, random but the same for all, and a tokenizer."""
+def write_models(folder: Path, sizes, ending: dict[str, int] | None = None) -> None:
+    """A policy and a reward model of every size, random but the same for all, and a tokenizer.
+
+    ending: sizes that get a policy with this mean length of its answers, too.
+    """
     import torch
 
     from rlhf_course.gpt import GPT, GPTConfig
@@ -123,6 +131,26 @@ def write_models(folder: Path, sizes) -> None:
         policy, tokenizer = GPT(config), _tokenizer(shape.vocabulary)
         policy.save_pretrained(folder / size / "policy", tokenizer)
         ScalarModel.from_language_model(policy).save_pretrained(folder / size / "reward", tokenizer)
+        if ending and size in ending:
+            end_answers(policy, ending[size])
+            policy.save_pretrained(folder / size / "ending", tokenizer)
+
+
+def end_answers(policy, mean: float) -> None:
+    """Give EOS the probability 1 / mean, whatever came before it, in a policy of random weights.
+
+    The final norm adds a constant vector, along which the embedding of EOS lies: their product is
+    the logit of EOS, beside those of V - 1 tokens that differ by little.
+    """
+    import torch
+
+    logit, share = math.log((policy.vocab_size - 1) / (mean - 1)), 0.1
+    with torch.no_grad():
+        direction = torch.zeros(policy.width)
+        direction[0] = 1.0
+        policy.token_embedding.weight[:, 0] = 0.0  # the constant is to move no other logit
+        policy.token_embedding.weight[EOS] = share * direction
+        policy.final_norm.bias.copy_(logit / share * direction)
 
 
 def _tokenizer(vocabulary: int):

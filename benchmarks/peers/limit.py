@@ -29,8 +29,9 @@ def training_operations(case: Case) -> int:
 
 
 def done_operations(case: Case) -> float:
-    """The same without the logits that nobody asks for: the head is multiplied with the tokens of
-    the answers alone."""
-    lengths = case.lengths(case.rows * case.updates)
+    """The same for what is done: the head, and what stands behind attention in the last block
+    (9 D squared of its 12), are multiplied with the tokens of the answers alone."""
+    shape, lengths = case.shape, case.lengths(case.rows * case.updates)
     asked = sum(a for _, a in lengths) / sum(p + a for p, a in lengths)
-    return 6 * (case.shape.matrices + asked * case.shape.vocabulary * case.shape.width)
+    left_out = (1 - asked) * 9 * shape.width**2
+    return 6 * (shape.matrices - left_out + asked * shape.vocabulary * shape.width)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from peers.cases import PAD, Case
+from peers.cases import EOS, PAD, PPO_BATCHES, Case
 
 Turn = Callable[..., None]
 NEVER = -1
@@ -88,16 +88,26 @@ def ppo(case: Case, turn: Turn) -> None:
     """Iterations of PPO: answers, scores, advantages, updates."""
     import memory
 
-    shape = case.shape
+    from rlhf_course.gpt import GPT
+
+    shape, rows = case.shape, case.rows
+    given = [prompt for prompt, _ in case.dialogues(rows * PPO_BATCHES)]
+
+    def prompts(step: int) -> list[list[int]]:
+        start = step % PPO_BATCHES * rows
+        return given[start : start + rows]
+
     same = memory.Case(
-        "ppo", "gpt", shape.layers, shape.width, shape.vocabulary, case.prompt, case.answer,
-        rows=case.minibatch, micro_batch=None, generated=case.rows,
+        "ppo", "gpt", shape.layers, shape.width, shape.vocabulary, case.prompt, case.longest,
+        rows=case.minibatch, micro_batch=None, generated=rows,
         epochs=case.epochs, dtype=case.dtype,
     )  # fmt: skip
-    trainer = memory.ppo(same, _device(case))
+    policy = GPT.from_pretrained(case.model("policy" if case.even else "ending"))
+    eos = NEVER if case.even else EOS
+    trainer = memory.ppo(same, _device(case), policy, prompts, eos)
     turn()
     step = 0
     while True:
         trainer.iterate(step)
         step += 1
-        turn(episodes=case.rows)
+        turn(episodes=rows)

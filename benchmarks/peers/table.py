@@ -30,6 +30,38 @@ def _row(contest: dict, who: str) -> str:
             f"{memory:.2f} |")  # fmt: skip
 
 
+def _growth(sweeps: dict) -> list[str]:
+    """How cost grows: a line for each sweep."""
+    lines = [
+        "| ours, one thread | from | to | seconds | slope (log-log) |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, sweep in sweeps.items():
+        first, last = sweep["points"][0], sweep["points"][-1]
+        seconds = " … ".join(f"{p['seconds']['median']:.3g}" for p in (first, last))
+        what = f"{name.split(',')[0]}, {sweep['quantity']}"
+        slope = _spread(sweep["slopes"] | {"median": sweep["slope"]})
+        lines.append(f"| {what} | {first['x']:,} | {last['x']:,} | {seconds} | {slope} |")
+    return lines
+
+
+def _spread(found: dict) -> str:
+    return f"{found['median']:.2f} ({found['min']:.2f} … {found['max']:.2f})"
+
+
+def _processes(found: dict) -> list[str]:
+    """Threads and processes, in multiples of one process of one thread."""
+    ways = list(next(iter(found["sizes"].values()))["ways"])[1:]
+    lines = [
+        f"| SFT, times as fast as one thread | {' | '.join(ways)} |",
+        "|---" + "|---:" * len(ways) + "|",
+    ]
+    for size, one in found["sizes"].items():
+        cells = (_spread(one["ways"][way]["times_alone"]) for way in ways)
+        lines.append(f"| {size} | {' | '.join(cells)} |")
+    return lines
+
+
 def markdown(results: dict) -> str:
     """One table: a line for each contest and peer, then the share of the machine's limit."""
     parts = results["parts"]
@@ -49,6 +81,9 @@ def markdown(results: dict) -> str:
         rate = limit["operations_per_second"]["median"] / 1e9
         lines.append(f"| {case['size']} {DTYPE[case['dtype']]} | {rate:,.0f} | "
                      f"{limit['all logits']:.0%} | {limit['done']:.0%} |")  # fmt: skip
+    if "scaling" in parts:
+        lines += ["", *_growth(parts["scaling"]["growth"]), "",
+                  *_processes(parts["scaling"]["processes"])]  # fmt: skip
     if "demo" in parts:
         demo = parts["demo"]
         met = sum(bar["met"] for bar in demo["bars"])

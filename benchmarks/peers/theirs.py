@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from peers.cases import PAD, Case
+from peers.cases import PAD, PPO_BATCHES, Case
 
 Turn = Callable[..., None]
 IGNORE = -100
@@ -54,7 +54,7 @@ def load(case: Case, kind: str = "policy", **more):
     """A model as transformers opens it: fp32 weights, its fused attention."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    auto = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
+    auto = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
     how = {"dtype": torch.float32, "attn_implementation": "sdpa", **more}
     return auto.from_pretrained(case.model(kind), **how)
 
@@ -123,7 +123,8 @@ def reward_trainer(case: Case, turn: Turn, parts: int = 1) -> None:
 
 
 def ppo_trainer(case: Case, turn: Turn) -> None:
-    """TRL's PPO: policy, value model, reference and reward model, answers of fixed length."""
+    """TRL's PPO: policy, value model, reference and reward model. It samples until the longest
+    answer of the batch has ended, at most `longest` tokens; its later passes are as long."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -135,21 +136,22 @@ def ppo_trainer(case: Case, turn: Turn) -> None:
         def on_step_end(self, *_, **__):
             turn(episodes=case.rows)
 
-    data = Dataset.from_list([{"input_ids": p} for p, _ in case.dialogues(case.rows * 8)])
+    data = Dataset.from_list([{"input_ids": p} for p, _ in case.dialogues(case.rows * PPO_BATCHES)])
     more = {
         "per_device_train_batch_size": case.minibatch,
         "gradient_accumulation_steps": case.rows // case.minibatch,
         "num_mini_batches": case.rows // case.minibatch, "num_ppo_epochs": case.epochs,
-        "total_episodes": case.rows * 10**5, "response_length": case.answer,
+        "total_episodes": case.rows * 10**5, "response_length": case.longest,
         "local_rollout_forward_batch_size": case.rows, "num_sample_generations": 0,
-        "temperature": 1.0, "kl_coef": 0.1,
+        "temperature": 1.0, "kl_coef": 0.1, "stop_token": None if case.even else "eos",
     }  # fmt: skip
     given = arguments(case, **more)
     for name in ("max_steps", "train_sampling_strategy"):
         del given[name]
     low = torch.bfloat16 if case.dtype == "bfloat16" else torch.float32
+    kind = "policy" if case.even else "ending"
     trainer = PPOTrainer(
-        PPOConfig(**given), tokenizer_of(case), load(case), load(case, dtype=low),
+        PPOConfig(**given), tokenizer_of(case), load(case, kind), load(case, kind, dtype=low),
         load(case, "reward", dtype=low), data, load(case, "reward"), eval_dataset=data,
         callbacks=[Turns()],
     )  # fmt: skip
