@@ -81,6 +81,15 @@ def test_panels_without_data_are_left_out():
     assert plots.stage_curves("sft", []).axes == []
 
 
+@pytest.mark.parametrize(("norms", "expected"), [([0, 0, 0], "linear"), ([0, 2, 0], "log")])
+def test_a_gradient_that_is_zero_all_along_has_no_logarithm(norms, expected, recwarn):
+    rows = [{**row, "grad_norm": n} for row, n in zip(RUNS["reward_model"], norms, strict=False)]
+    figure = plots.stage_curves("reward_model", rows)
+    figure.canvas.draw()
+    assert panel(figure, "Gradient norm").get_yscale() == expected
+    assert not list(recwarn)
+
+
 def test_ppo_shows_the_target_and_the_critics_warmup():
     figure = plots.stage_curves("ppo", RUNS["ppo"], kl_target=1.25)
     kl = panel(figure, "KL to the reference")

@@ -108,7 +108,8 @@ def scale(ax: Axes, kind: str) -> None:
     """The y axis: "linear", "percent" (of shares) or "log", with plain numbers at round places."""
     if kind == "percent":
         ax.yaxis.set_major_formatter(percent)
-    if kind != "log":
+    # No logarithm of what is never positive: the norm of a gradient that is zero all along.
+    if kind != "log" or not np.isfinite(ax.yaxis.get_minpos()):
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         return
     ax.set_yscale("log")
