@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rlhf_course.onednn_gpt import OneDNNGPT, suits
 from rlhf_course.sampling import (
     Generation,
     LeftPadded,
@@ -100,8 +101,9 @@ class Growing:
     """Share of the rows that have to have finished before they are dropped."""
 
     def __init__(self, model, prompts: list[list[int]], new: int, device):
-        self.model, self.batch = model, LeftPadded(prompts, device)
-        self.cache = model.new_cache(len(prompts), self.batch.width + new)
+        self.batch = LeftPadded(prompts, device)
+        self.model = OneDNNGPT(model, len(prompts)) if suits(model) else model
+        self.cache = self.model.new_cache(len(prompts), self.batch.width + new)
         self.logits = self._read(self.batch.prompts())  # (B, V)
 
     def _read(self, what: tuple) -> Tensor:
