@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from rlhf_course import gpt
 from rlhf_course.padding import like_lengths
 
+COLUMNS = {torch.float32: 1, torch.bfloat16: 32}
+"""Attention reads a multiple of these, the last ones unseen: a bf16 kernel is compiled and kept for
+each number of columns, which took 450 MB in eight rollouts of ragged answers."""
 LINEAR = "_linear_pointwise"
 PYTORCH = "linear", "normalization", "sparse", "dropout", "module"
 """Where PyTorch has the layers that our GPT is made of."""
@@ -80,14 +83,20 @@ class RowCache:
         self.values = torch.zeros(layers, batch, length, width, dtype=dtype)
         self.length = 0
 
+    @property
+    def columns(self) -> int:
+        """How many of them the next position reads, S, itself included."""
+        multiple = COLUMNS[self.values.dtype]
+        return min(-(-(self.length + 1) // multiple) * multiple, self.keys.shape[2])
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write one position of every row, (B, D), behind what is there; returns all of them up to
-        now, (B, S, D)."""
-        end = self.length + 1
+        now and some empty ones, (B, S, D), S = `columns`."""
+        end = self.columns
         self.keys[layer, :, self.length] = k
         self.values[layer, :, self.length] = v
         if layer == len(self.keys) - 1:  # the last layer of this pass: move on
-            self.length = end
+            self.length += 1
         return self.keys[layer, :, :end], self.values[layer, :, :end]
 
     def select(self, rows: Tensor) -> None:
@@ -153,23 +162,25 @@ class OneDNNGPT:
             return self._prompts(tokens, attend, positions, cache)
         if positions is None:
             positions = torch.full_like(tokens, cache.length)
+        unseen = torch.arange(cache.columns) > cache.length  # (S,)
+        if attend is not None:  # (B, 1, 1, up to here) bool
+            unseen = ~F.pad(attend[:, 0], (0, cache.columns - attend.shape[3]))  # (B, 1, S)
         model = self.model
         x = model.token_embedding(tokens[:, 0]) + model.position_embedding(positions[:, 0])
         for layer, block in enumerate(model.blocks):
             qkv, project, expand, contract = self.blocks[layer]
             q, k, v = qkv(block.norm_1(x)).chunk(3, dim=-1)  # (B, D) each
-            seen = self._attention(q, *cache.append(layer, k, v), attend)  # (B, D)
+            seen = self._attention(q, *cache.append(layer, k, v), unseen)  # (B, D)
             x = x + project(seen)
             x = x + contract(F.gelu(expand(block.norm_2(x)), approximate="tanh"))
         return model.final_norm(x)
 
-    def _attention(self, q: Tensor, keys: Tensor, values: Tensor, attend: Tensor | None) -> Tensor:
-        """q (B, D); keys, values (B, S, D); attend (B, 1, 1, S) bool -> (B, D)."""
+    def _attention(self, q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> Tensor:
+        """q (B, D); keys, values (B, S, D); unseen (B, 1, S) bool -> (B, D)."""
         (B, D), H = q.shape, self.heads
         queries = (q.view(B, 1, H, D // H) * self.own).view(B, H, D)  # fp32
         scores = torch.bmm(keys, queries.transpose(1, 2)).transpose(1, 2) / math.sqrt(D // H)
-        if attend is not None:
-            scores = scores.masked_fill(~attend[:, 0], -math.inf)  # (B, H, S)
+        scores = scores.masked_fill(unseen, -math.inf)  # (B, H, S)
         seen = torch.bmm(scores.softmax(-1).to(values.dtype), values)  # (B, H, D)
         own = seen.view(B, H, H, D // H).diagonal(dim1=1, dim2=2)  # (B, d, H): its own columns
         return own.transpose(1, 2).reshape(B, D)

@@ -89,6 +89,28 @@ def test_bf16_is_no_further_from_the_truth_than_the_models_own(plainly):
 
 
 @pytest.mark.parametrize("prompts", [RAGGED, EVEN], ids=["ragged", "even"])
+def test_columns_that_are_read_before_they_are_written_change_nothing(prompts, monkeypatch):
+    """bf16 kernels are compiled for each number of columns, so few numbers occur."""
+    seen, attention = [], OneDNNGPT._attention
+
+    def watch(self, q, keys, *rest):
+        seen.append(keys.shape[1])
+        return attention(self, q, keys, *rest)
+
+    monkeypatch.setattr(OneDNNGPT, "_attention", watch)
+    monkeypatch.setattr(onednn_gpt, "COLUMNS", {torch.float32: 1, torch.bfloat16: 1})
+    each, _ = logits_of(model_of(torch.bfloat16), prompts, steps=12)
+    start = max(map(len, prompts)) + 1
+    assert sorted(set(seen)) == list(range(start, start + 12))
+    seen.clear()
+    monkeypatch.setattr(onednn_gpt, "COLUMNS", {torch.float32: 1, torch.bfloat16: 8})
+    few, writer = logits_of(model_of(torch.bfloat16), prompts, steps=12)
+    end = writer.cache.keys.shape[2]
+    assert set(seen) == {min(8 * -(-n // 8), end) for n in range(start, start + 12)}
+    torch.testing.assert_close(few, each, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("prompts", [RAGGED, EVEN], ids=["ragged", "even"])
 def test_the_likeliest_answers_are_those_of_generate(prompts):
     model, eos = model_of(), 7
     ours = decode(model, prompts, 24, eos, temperature=0)
