@@ -206,9 +206,18 @@ PARTS: dict[str, Callable[[str, int], object]] = {
 
 def machine() -> dict:
     """Where the figures come from."""
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {"platform": platform.platform(), "processor": (names or ["?"])[0],
+    told = Path("/proc/cpuinfo")  # of Linux
+    names = re.findall(r"model name\s*: (.*)", told.read_text() if told.exists() else "")
+    return {"platform": platform.platform(), "processor": [*names, platform.processor()][0],
             "cores": CORES, "versions": versions(*PACKAGES)}  # fmt: skip
+
+
+def parts_of(results: dict, here: dict) -> dict:
+    """The parts that were measured on this machine with these versions: one table, one machine."""
+    like = ("processor", "cores", "versions")
+    if any(results.get("machine", {}).get(k) != here[k] for k in like):
+        return {}
+    return results["parts"]
 
 
 def write_table(results: dict) -> None:
@@ -235,7 +244,11 @@ def main() -> None:
         return
     if given.repeats < 1:
         parser.error(f"--repeats {given.repeats}: give at least 1.")
-    results |= {"machine": machine(), "repeats": given.repeats}
+    here = machine()
+    kept = parts_of(results, here)
+    if len(kept) < len(results["parts"]):
+        print("The results of another machine, or of other versions, are left out.", flush=True)
+    results = {"machine": here, "parts": kept, "repeats": given.repeats}
     wanted = [p for p in given.parts if not (given.go_on and p in results["parts"])]
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder), ROWS, ENDING)
@@ -245,6 +258,7 @@ def main() -> None:
             results["parts"][part] = PARTS[part](folder, given.repeats)
             write_json(RESULTS, results)
             print(f"  {part}: {(time.perf_counter() - began) / 60:.1f} minutes", flush=True)
+    results = json.loads(RESULTS.read_text())  # in the order of the file, as `--table` reads it
     write_table(results)
     print(markdown(results))
 

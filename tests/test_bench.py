@@ -175,6 +175,32 @@ def test_the_table_goes_between_the_marks(tmp_path, monkeypatch):
     assert "old" not in text and text.count("SFT 10M fp32") == 1
 
 
+def test_a_run_writes_the_table_of_its_file_and_drops_what_another_machine_measured(
+    tmp_path, monkeypatch, capsys
+):
+    bench = importlib.import_module("bench")
+    held = json.loads(bench.RESULTS.read_text())
+    growth = dict(reversed(held["parts"]["scaling"]["growth"].items()))  # as measured, unsorted
+    scaling = {**held["parts"]["scaling"], "growth": growth}
+    results, readme = tmp_path / "results.json", tmp_path / "README.md"
+    readme.write_text("a\n<!-- bench -->\n<!-- /bench -->\nb\n")
+    monkeypatch.setattr(bench, "RESULTS", results)
+    monkeypatch.setattr(bench, "README", readme)
+    monkeypatch.setattr(bench, "write_models", lambda *_: None)
+    monkeypatch.setattr(bench, "PARTS", {"sft": None, "scaling": lambda *_: scaling})
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--parts", "scaling"])
+    for cores, parts in ((bench.machine()["cores"], {"sft", "scaling"}), (99, {"scaling"})):
+        machine = {**bench.machine(), "cores": cores}
+        old = {"machine": machine, "parts": {"sft": held["parts"]["sft"]}, "repeats": 5}
+        results.write_text(json.dumps(old))
+        bench.main()
+        found = json.loads(results.read_text())
+        assert set(found["parts"]) == parts
+        assert found["machine"] == bench.machine()
+        assert bench.markdown(found) in readme.read_text()
+        assert ("left out" in capsys.readouterr().out) == (parts == {"scaling"})
+
+
 def test_the_readme_shows_the_results_that_lie_beside_the_benchmark():
     results = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
     assert set(results["parts"]) == set(importlib.import_module("bench").PARTS)
