@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rlhf_course.onednn_gpt import OneDNNGPT, suits
+from rlhf_course.padding import last_places
 from rlhf_course.sampling import (
     Generation,
     LeftPadded,
@@ -109,7 +110,7 @@ class Growing:
     def _read(self, what: tuple) -> Tensor:
         (B, T), last = what[0].shape, None
         if T > 1:  # of a prompt, its last token alone
-            last = torch.arange(T - 1, B * T, T, device=what[0].device)  # (B,)
+            last = last_places(B, T, what[0].device)
         hidden = self.model.hidden_states(*what, self.cache, last)
         return self.model.unembed(hidden.view(B, -1))
 
@@ -157,7 +158,7 @@ class Fixed:
         attend = ((self.real[:, None] & (column <= column[:P, None])) | own)[:, None]
         positions = (column[:P] - batch.pads[:, None]).clamp(min=0)  # (B, P)
         self.cache.columns = column[:P]
-        last = torch.arange(P - 1, len(batch.tokens) * P, P, device=column.device)  # (B,)
+        last = last_places(len(batch.tokens), P, column.device)
         hidden = self.model.hidden_states(batch.tokens, attend, positions, self.cache, last)
         self.cache.columns = column[P - 1 : P].clone()  # `step` moves it, then writes there
         self.seen = self.real & (column < P)  # (B, S)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_course import gpt
-from rlhf_course.padding import like_lengths
+from rlhf_course.padding import last_places, like_lengths
 
 COLUMNS = {torch.float32: 1, torch.bfloat16: 32}
 """Attention reads a multiple of these, the last ones unseen: a bf16 kernel is compiled and kept for
@@ -72,39 +72,32 @@ class Matrix:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-class RowCache:
-    """Keys and values of the positions already read: (L, B, S, D) each, filled from the left.
+class RowCache(gpt.KVCache):
+    """A cache as of one head that is as wide as all: keys and values (L, B, 1, S, D) each.
 
     Keys are fp32, since their products with a query are asked for in full.
     """
 
-    def __init__(self, layers: int, batch: int, length: int, width: int, dtype: torch.dtype):
-        self.keys = torch.zeros(layers, batch, length, width)
-        self.values = torch.zeros(layers, batch, length, width, dtype=dtype)
+    def __init__(self, config: gpt.GPTConfig, batch: int, length: int, dtype: torch.dtype):
+        shape = (config.layers, batch, 1, length, config.width)
+        self.keys, self.values = torch.zeros(shape), torch.zeros(shape, dtype=dtype)
         self.length = 0
 
     @property
     def columns(self) -> int:
         """How many of them the next position reads, S, itself included."""
         multiple = COLUMNS[self.values.dtype]
-        return min(-(-(self.length + 1) // multiple) * multiple, self.keys.shape[2])
+        return min(-(-(self.length + 1) // multiple) * multiple, self.keys.shape[-2])
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write one position of every row, (B, D), behind what is there; returns all of them up to
         now and some empty ones, (B, S, D), S = `columns`."""
         end = self.columns
-        self.keys[layer, :, self.length] = k
-        self.values[layer, :, self.length] = v
+        self.keys[layer, :, 0, self.length] = k
+        self.values[layer, :, 0, self.length] = v
         if layer == len(self.keys) - 1:  # the last layer of this pass: move on
             self.length += 1
-        return self.keys[layer, :, :end], self.values[layer, :, :end]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order; only those that change place are copied."""
-        move, n = (rows != torch.arange(len(rows))).nonzero()[:, 0], self.length
-        for kept in (self.keys, self.values):
-            kept[:, move, :n] = kept[:, rows[move], :n]
-        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+        return self.keys[layer, :, 0, :end], self.values[layer, :, 0, :end]
 
 
 class _Part:
@@ -119,7 +112,7 @@ class _Part:
         """Write (B, H, T, d); these are all that there is."""
         columns = slice(self.end - k.shape[2], self.end)
         for kept, x in ((self.cache.keys, k), (self.cache.values, v)):
-            kept[layer, self.rows, columns] = x.transpose(1, 2).flatten(2).to(kept.dtype)
+            kept[layer, self.rows, 0, columns] = x.transpose(1, 2).flatten(2).to(kept.dtype)
         return k, v
 
 
@@ -142,7 +135,7 @@ class OneDNNGPT:
 
     def new_cache(self, batch: int, length: int) -> RowCache:
         """An empty cache for `batch` rows of up to `length` positions."""
-        return RowCache(len(self.blocks), batch, length, self.width, self.dtype)
+        return RowCache(self.model.config, batch, length, self.dtype)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(B, D) -> logits (B, V) fp32."""
@@ -194,13 +187,12 @@ class OneDNNGPT:
         out = torch.empty(B, self.width)
         for part in like_lengths(lengths, None, tokens.device, P):
             T, rows = max(lengths[i] for i in part), torch.tensor(part)
-            last = torch.arange(T - 1, len(part) * T, T)  # (b,): of each row
             out[rows] = self.model.hidden_states(
                 tokens[rows, P - T :],
                 None if attend is None else attend[rows, :, P - T :, P - T :],
                 None if positions is None else positions[rows, P - T :],
                 _Part(cache, rows, P),
-                last,
+                last_places(len(part), T, tokens.device),
             )
         cache.length = P
         return out

@@ -32,6 +32,11 @@ def rounded_count(count: int) -> int:
     return -(-count // step) * step
 
 
+def last_places(rows: int, length: int, device: torch.device) -> Tensor:
+    """(rows,) long: where the last column of each row lies, rows (B, T) read as B T places."""
+    return torch.arange(length - 1, rows * length, length, device=device)
+
+
 def pad_rows(rows: list[list[int]], fill: int = 0, limit: int | None = None) -> Tensor:
     """(B, T) long: the rows, filled up on the right; T as `padded_length` says."""
     length = padded_length(max(map(len, rows)), limit)
